@@ -1,0 +1,1 @@
+//! Bytes: how values are laid out on disk. Decides only.

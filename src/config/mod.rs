@@ -1,0 +1,1 @@
+//! One tree of the modules' options, from defaults, file, environment and flags.

@@ -1,0 +1,83 @@
+//! The cut between Raft and what it replicates. Decides only.
+//!
+//! Raft carries opaque bytes and hands them over in order; a [`StateMachine`] turns them into changes
+//! of the engine. A shard is one, placement is the other.
+
+use bytes::Bytes;
+
+use crate::types::Position;
+use crate::types::log::LogEntry;
+
+/// A failure of the engine or of a stored byte. It is not an answer: it ends the replica, since the
+/// others may have gone on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct MachineError(pub String);
+
+/// How far a replica has come. Changes in the same batch as the data.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// The last entry whose effects are in the engine.
+    pub position: Option<Position>,
+    /// Where the last membership entry stood.
+    pub membership_position: Option<Position>,
+    /// The last membership, encoded by `raft/`; empty before the first.
+    pub membership: Bytes,
+}
+
+/// One replica's state. Owned by one task; readers have their own handles. Every call may block on
+/// the engine.
+pub trait StateMachine: Send + 'static {
+    /// How far it has come.
+    fn applied(&self) -> Applied;
+
+    /// Applies committed entries in order, in as few batches as it likes, each with its position;
+    /// returns one answer for each entry. The outcome is a function of state and entries alone.
+    fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Bytes>, MachineError>;
+
+    /// The whole state as of now. Reading it may go on while entries are applied.
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError>;
+
+    /// Takes snapshots beside the machine, which goes on.
+    fn receiver(&self) -> Box<dyn SnapshotReceiver>;
+
+    /// Replaces the whole state by a received one, in one small batch.
+    fn install(&mut self, applied: Applied, received: Received) -> Result<(), MachineError>;
+}
+
+/// A snapshot on its way out. Dropping it releases what it held back.
+pub trait SnapshotSource: Send + 'static {
+    /// What it contains.
+    fn applied(&self) -> Applied;
+
+    /// The next chunk, at most [`SNAPSHOT_CHUNK_BYTES_MAX`]; `None` after the last.
+    fn next(&mut self) -> Result<Option<Bytes>, MachineError>;
+}
+
+/// Chunks are small enough to leave room for other calls on one connection.
+pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 256 * 1024;
+
+/// Opens a place for a snapshot that comes in.
+pub trait SnapshotReceiver: Send + Sync + 'static {
+    /// A fresh place.
+    fn begin(&self) -> Result<Box<dyn SnapshotSink>, MachineError>;
+}
+
+/// A snapshot on its way in. Dropping it before [`SnapshotSink::finish`] gives it up; what it wrote is
+/// cleared later, after a crash too.
+pub trait SnapshotSink: Send + 'static {
+    /// Takes the next chunk; its checksum is verified.
+    fn chunk(&mut self, chunk: Bytes) -> Result<(), MachineError>;
+
+    /// All chunks are here and complete.
+    fn finish(self: Box<Self>) -> Result<Received, MachineError>;
+}
+
+/// A complete snapshot beside the state that it will replace.
+#[derive(Debug)]
+pub struct Received {
+    /// The slot that was filled; `None` where the state is all in `state`.
+    pub slot: Option<u64>,
+    /// What belongs to the snapshot beside the slot's keys, in the machine's own encoding.
+    pub state: Bytes,
+}

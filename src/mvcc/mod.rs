@@ -1,0 +1,1 @@
+//! Versions of keys over an engine. Decides only.

@@ -1,0 +1,1 @@
+//! Groups: how a log becomes the same on a majority of replicas.

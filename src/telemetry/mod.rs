@@ -1,0 +1,1 @@
+//! Logs and metrics. Pushed to by everyone, pulls from nobody.

@@ -1,0 +1,1 @@
+//! Workloads, histories and checks.

@@ -1,0 +1,50 @@
+//! What a shard is, and whether a request is meant for it. Decides only.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::types::id::NodeId;
+use crate::types::id::ReplicaId;
+use crate::types::id::ShardId;
+use crate::types::key::KeyRange;
+
+/// Rises with each change of a shard, so that whoever knows an older state is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+pub struct Epoch {
+    /// Rises with the membership.
+    pub conf: u64,
+    /// Rises with the range.
+    pub bounds: u64,
+}
+
+/// One copy of a shard and the node that holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Replica {
+    /// The copy.
+    pub id: ReplicaId,
+    /// Where it is.
+    pub node: NodeId,
+}
+
+/// A shard as its own group knows it. The group is the authority; every other copy may be late.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardDescriptor {
+    /// The shard.
+    pub id: ShardId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// How often it has changed.
+    pub epoch: Epoch,
+    /// Its copies, voters and learners.
+    pub replicas: Vec<Replica>,
+}
+
+impl ShardDescriptor {
+    /// The copy on `node`, if there is one.
+    pub fn replica_on(&self, node: NodeId) -> Option<Replica> {
+        self.replicas
+            .iter()
+            .copied()
+            .find(|replica| replica.node == node)
+    }
+}

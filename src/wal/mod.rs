@@ -1,0 +1,1 @@
+//! The write-ahead log: one for all groups of a node.

@@ -1,0 +1,368 @@
+//! Every request that a node answers, as one closed enum, and the two traits that carry them.
+//! Decides only.
+//!
+//! [`Service`] is what a node can be asked. It is implemented three times: by the node itself
+//! (`server/handler.rs`), by the network's sending end for a remote node, and by a simulated one.
+//! [`Channel`] finds the [`Service`] of a node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+use crate::error::Result;
+use crate::types::ClusterId;
+use crate::types::GroupId;
+use crate::types::Incarnation;
+use crate::types::Key;
+use crate::types::KeyRange;
+use crate::types::NodeId;
+use crate::types::Position;
+use crate::types::ReplicaId;
+use crate::types::Timestamp;
+use crate::types::log::LogEntry;
+use crate::types::log::Vote;
+use crate::types::node::Member;
+use crate::types::request::Answered;
+use crate::types::request::KeyValue;
+use crate::types::request::ReadKind;
+use crate::types::request::Versioned;
+use crate::types::request::Write;
+use crate::types::request::WriteOutcome;
+use crate::types::shard::ShardDescriptor;
+
+/// What a node can be asked.
+pub trait Service: Send + Sync + 'static {
+    /// One request, one answer. Cancel-safe: a dropped call may have happened.
+    fn call(&self, call: Call) -> BoxFuture<'static, Result<Response>>;
+
+    /// Log entries for one replica, pipelined: answers come in the order of the requests, and the
+    /// first error ends the stream. At most [`APPENDS_IN_FLIGHT_MAX`] requests are taken from
+    /// `requests` before their answers have come out.
+    fn append(
+        &self,
+        route: Route,
+        requests: BoxStream<'static, AppendRequest>,
+    ) -> BoxStream<'static, Result<AppendResponse>>;
+
+    /// A whole snapshot for one replica. The answer comes when it is installed or refused.
+    fn snapshot(
+        &self,
+        snapshot: SnapshotHeader,
+        chunks: BoxStream<'static, Result<Bytes>>,
+    ) -> BoxFuture<'static, Result<Vote>>;
+}
+
+/// Appends of one replica that may wait for their answer. Full: no more are taken from the sender.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// Finds nodes.
+pub trait Channel: Send + Sync + 'static {
+    /// The node of that id; calls fail with `Unavailable` while its address is not known.
+    fn node(&self, id: NodeId) -> Arc<dyn Service>;
+
+    /// Whoever listens at `host:port`: used before nodes have ids.
+    fn address(&self, address: &str) -> Arc<dyn Service>;
+
+    /// Learns where a node is, or that it has moved.
+    fn learn(&self, member: Member);
+}
+
+/// A request with what holds for every kind of it.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// How long the answer may take.
+    pub deadline: Duration,
+    /// Whether another node sent it on: then it is not sent on again.
+    pub forwarded: bool,
+    /// The cluster that the caller means; clients may leave it open.
+    pub cluster: Option<ClusterId>,
+}
+
+/// The request kinds. Keys, values and limits are checked by the receiver.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// One key.
+    Get(Get),
+    /// Several keys, each as [`Request::Get`].
+    BatchGet(BatchGet),
+    /// A portion of a range.
+    Scan(Scan),
+    /// A change.
+    Write(Write),
+    /// What the node knows of itself and the cluster.
+    Status,
+    /// Hand a group's leadership over.
+    TransferLeader(TransferLeader),
+    /// From which position on a follower's read is linearizable. For the group's leader.
+    ReadPosition(GroupId),
+    /// Raft: asks for a vote, or whether one would be given.
+    Vote(Route, VoteRequest),
+    /// Raft: one append outside the pipeline; a heartbeat.
+    Append(Route, AppendRequest),
+    /// Raft: the receiver shall lead.
+    TakeLead(Route, TakeLead),
+    /// Forming a cluster.
+    Form(FormRequest),
+}
+
+/// The answers, one kind for each request kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Response {
+    /// To [`Request::Get`].
+    Get(Option<Versioned>, Answered),
+    /// To [`Request::BatchGet`]: in the order asked.
+    BatchGet(Vec<Option<Versioned>>, Answered),
+    /// To [`Request::Scan`].
+    Scan(Page),
+    /// To [`Request::Write`].
+    Write(WriteOutcome, Answered),
+    /// To [`Request::Status`].
+    Status(Box<NodeStatus>),
+    /// To [`Request::TransferLeader`].
+    TransferLeader,
+    /// To [`Request::ReadPosition`].
+    ReadPosition(Option<Position>),
+    /// To [`Request::Vote`].
+    Vote(VoteResponse),
+    /// To [`Request::Append`].
+    Append(AppendResponse),
+    /// To [`Request::TakeLead`]: refused or not.
+    TakeLead(bool),
+    /// To [`Request::Form`].
+    Form(FormResponse),
+}
+
+/// Reads one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Get {
+    /// The key.
+    pub key: Key,
+    /// How fresh.
+    pub read: ReadKind,
+}
+
+/// Reads several keys as of one moment of their shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchGet {
+    /// The keys.
+    pub keys: Vec<Key>,
+    /// How fresh.
+    pub read: ReadKind,
+}
+
+/// Reads a portion of a range in order of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// The keys.
+    pub range: KeyRange,
+    /// Keys at most; at least 1.
+    pub keys_max: u32,
+    /// Bytes of keys and values at most; at least one key is returned.
+    pub bytes_max: u32,
+    /// From the end of the range backwards.
+    pub reverse: bool,
+    /// Without values.
+    pub keys_only: bool,
+    /// How fresh.
+    pub read: ReadKind,
+    /// Go on at this stamp, which an earlier portion answered with: all portions are one cut.
+    pub as_of: Option<Timestamp>,
+}
+
+/// A portion of a range.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// What was found.
+    pub items: Vec<KeyValue>,
+    /// What is left of the range; `None` at its end.
+    pub rest: Option<KeyRange>,
+    /// The stamp at which all was read.
+    pub as_of: Timestamp,
+    /// By whom.
+    pub answered: Answered,
+}
+
+/// Hands leadership over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransferLeader {
+    /// The group.
+    pub group: GroupId,
+    /// The next leader's node; `None` lets the leader choose.
+    pub to: Option<NodeId>,
+}
+
+/// From which replica to which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// Their group.
+    pub group: GroupId,
+    /// Sender.
+    pub from: ReplicaId,
+    /// Receiver.
+    pub to: ReplicaId,
+}
+
+/// Raft's request for a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VoteRequest {
+    /// The vote wanted.
+    pub vote: Vote,
+    /// Where the candidate's log ends.
+    pub last: Option<Position>,
+    /// Whether the old leader has asked for this election.
+    pub leadership_transfer: bool,
+    /// Only asks whether the vote would be given.
+    pub pre_vote: bool,
+}
+
+/// Raft's answer to a request for a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VoteResponse {
+    /// The voter's vote after the request.
+    pub vote: Vote,
+    /// Where the voter's log ends.
+    pub last: Option<Position>,
+    /// Whether the vote was given.
+    pub granted: bool,
+}
+
+/// Raft's append of entries; without entries a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppendRequest {
+    /// The leader's vote.
+    pub vote: Vote,
+    /// The entry before the first.
+    pub previous: Option<Position>,
+    /// In order, without gaps.
+    pub entries: Vec<LogEntry>,
+    /// What the leader knows to be committed.
+    pub committed: Option<Position>,
+}
+
+/// Raft's answer to an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppendResponse {
+    /// The logs are equal up to here.
+    Matched(Option<Position>),
+    /// The logs differ at this place.
+    Conflict(Option<Position>),
+    /// The receiver has seen a later vote.
+    HigherVote(Vote),
+}
+
+/// Raft's request to take over the leadership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TakeLead {
+    /// The vote of the leader that leaves.
+    pub vote: Vote,
+    /// The next leader.
+    pub to: ReplicaId,
+    /// What its log must at least hold.
+    pub last: Option<Position>,
+}
+
+/// What comes before the chunks of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotHeader {
+    /// From whom to whom.
+    pub route: Route,
+    /// The sending leader's vote.
+    pub vote: Vote,
+    /// The last entry that the snapshot contains.
+    pub position: Option<Position>,
+    /// The membership in force there, encoded by `raft/`.
+    pub membership: Bytes,
+}
+
+/// One listed node as it introduces itself while the cluster forms.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Founder {
+    /// Its name in `--initial-cluster`.
+    pub name: String,
+    /// Its data directory's random number.
+    pub incarnation: Incarnation,
+    /// `host:port` for other nodes, from the list.
+    pub node_address: String,
+    /// `host:port` for clients.
+    pub client_address: String,
+}
+
+/// What one node tells another while the cluster forms: all it knows. Repeated until formed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormRequest {
+    /// `--initial-cluster-token`.
+    pub token: String,
+    /// Hash of the names and addresses in the sender's `--initial-cluster`.
+    pub list: ClusterId,
+    /// Who sends.
+    pub from: Founder,
+    /// The hash of the complete list that the sender has confirmed and synced.
+    pub confirmed: Option<ClusterId>,
+}
+
+/// The receiver's own state, as it would send it, and the list of a formed cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FormResponse {
+    /// Still forming.
+    Forming(FormRequest),
+    /// The cluster is formed of exactly these, in this order.
+    Formed {
+        /// The token with which it was formed.
+        token: String,
+        /// Its id.
+        cluster: ClusterId,
+        /// Its first nodes.
+        founders: Vec<Founder>,
+    },
+}
+
+/// What a node says about itself and what it knows of its cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeStatus {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Itself.
+    pub member: Member,
+    /// Version of its program.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Whether it may be sent traffic.
+    pub ready: bool,
+    /// Free bytes on the disk with its data.
+    pub free_bytes: u64,
+    /// Every group with a replica here.
+    pub groups: Vec<GroupStatus>,
+    /// Every node that it knows.
+    pub members: Vec<Member>,
+}
+
+/// What a node knows of one group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// The replica here.
+    pub replica: ReplicaId,
+    /// What the replica does: `leader`, `follower`, `candidate`, `learner`, or `failed`.
+    pub role: String,
+    /// The node that leads, as far as the replica knows.
+    pub leader: Option<NodeId>,
+    /// Its term.
+    pub term: u64,
+    /// End of its log.
+    pub last_index: u64,
+    /// What it has applied.
+    pub applied_index: u64,
+    /// Where its log begins: what is purged.
+    pub purged_index: u64,
+    /// The shard's range, epoch and replicas, where the group is a shard's.
+    pub shard: Option<ShardDescriptor>,
+    /// A hash of the replica's whole state at `applied_index`, when it was asked for.
+    pub state_hash: Option<u64>,
+}
