@@ -38,6 +38,10 @@ pub trait StateMachine: Send + 'static {
     /// The whole state as of now. Reading it may go on while entries are applied.
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError>;
 
+    /// Removes a portion of what no reader may ask for any more; true when there may be more of it.
+    /// Called between entries by whoever owns the machine.
+    fn collect(&mut self) -> Result<bool, MachineError>;
+
     /// Takes snapshots beside the machine, which goes on.
     fn receiver(&self) -> Box<dyn SnapshotReceiver>;
 
