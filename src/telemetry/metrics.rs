@@ -580,10 +580,7 @@ mod tests {
                 units.iter().any(|unit| name.ends_with(&format!("_{unit}"))),
                 "{name}"
             );
-            assert!(
-                help.ends_with('.'),
-                "{name}: {help}"
-            );
+            assert!(help.ends_with('.'), "{name}: {help}");
             assert!(
                 DECLARED[..place]
                     .iter()
