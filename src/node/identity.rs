@@ -1,58 +1,53 @@
 //! The data directory: who this node is, and that nobody else uses it.
 //!
 //! ```text
-//! lock        held by the running process; its content is that process's id
+//! lock        held by the running process
 //! identity    who the node is: three lines, see below
 //! wal/        the log
 //! engine/     the applied state
 //! ```
 //!
-//! `identity` is replaced as a whole: written beside, synced, renamed, and the directory synced. It is
-//! there, with a fresh incarnation, before the node sends its first packet. First line: format and the
-//! program that wrote it; second: JSON; third: the CRC-32C of all before it. The first and the third
-//! stay as they are in every later format, so that any program can tell a newer file from a broken one.
+//! `identity` is replaced as a whole, durably. It is there, with a fresh incarnation, before the node
+//! sends its first packet. First line: format and the program that wrote it; second: JSON; third: the
+//! CRC-32C of all before it. The first and the third stay as they are in every later format, so that
+//! any program can tell a newer file from a broken one.
 
-use std::fs;
-use std::fs::File;
-use std::fs::TryLockError;
+use std::any::Any;
+use std::fmt;
 use std::io;
-use std::io::Read;
-use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::env::files::Files;
 use crate::node::formation::Formed;
+use crate::node::formation::FounderList;
 use crate::node::formation::Record;
 use crate::types::Incarnation;
+use crate::wire::request::Founder;
 
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
-const IDENTITY_NEW: &str = "identity.new";
 const WAL: &str = "wal";
 const ENGINE: &str = "engine";
 
 /// Format of the identity file, and with it of the whole directory.
 pub const FORMAT: u32 = 1;
 
-/// A real file has a few hundred bytes per founder.
-const IDENTITY_BYTES_MAX: u64 = 1024 * 1024;
-
 /// Why a data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// Another process runs on it.
     #[error(
-        "data directory {} is used by another process ({holder}); stop that one, or give this node its own --data-dir",
+        "data directory {} is used by another process; stop that one, or give this node its own --data-dir",
         path.display()
     )]
     InUse {
         /// The directory.
         path: PathBuf,
-        /// What the lock file says about the other process.
-        holder: String,
     },
     /// The directory was written by a later release.
     #[error(
@@ -118,46 +113,120 @@ pub enum IdentityError {
     },
 }
 
-/// What the identity file holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What the identity file holds: the stored form of [`Record`], with numbers as people read them.
+#[derive(Debug, Serialize, Deserialize)]
 struct Identity {
     name: String,
     incarnation: String,
-    forming: Record,
+    confirmed: Vec<StoredList>,
+    formed: Option<StoredList>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredList {
+    cluster: String,
+    token: String,
+    founders: Vec<StoredFounder>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredFounder {
+    name: String,
+    incarnation: String,
+    node_address: String,
+    client_address: String,
+}
+
+impl StoredList {
+    fn of(list: &FounderList) -> StoredList {
+        let founders = list.founders.iter().map(|founder| StoredFounder {
+            name: founder.name.clone(),
+            incarnation: founder.incarnation.to_string(),
+            node_address: founder.node_address.clone(),
+            client_address: founder.client_address.clone(),
+        });
+        StoredList {
+            cluster: list.id().to_string(),
+            token: list.token.clone(),
+            founders: founders.collect(),
+        }
+    }
+
+    fn into_list(self) -> Result<FounderList, String> {
+        let founders = self.founders.into_iter().map(|founder| {
+            Ok(Founder {
+                incarnation: parse_incarnation(&founder.incarnation)?,
+                name: founder.name,
+                node_address: founder.node_address,
+                client_address: founder.client_address,
+            })
+        });
+        let founders = founders.collect::<Result<_, String>>()?;
+        let list = FounderList::new(self.token, founders);
+        // Also finds a release that hashes otherwise: it would call the cluster by another name.
+        if list.id().to_string() == self.cluster {
+            Ok(list)
+        } else {
+            Err(format!(
+                "its list hashes to {}, not to {}",
+                list.id(),
+                self.cluster
+            ))
+        }
+    }
+}
+
+impl Identity {
+    fn into_record(self) -> Result<Record, String> {
+        let confirmed = self.confirmed.into_iter().map(StoredList::into_list);
+        Ok(Record {
+            confirmed: confirmed.collect::<Result<_, String>>()?,
+            formed: self.formed.map(StoredList::into_list).transpose()?,
+        })
+    }
 }
 
 /// A data directory that this process has locked. The lock ends with the value, or with the process.
-#[derive(Debug)]
 pub struct DataDirectory {
+    files: Arc<dyn Files>,
     path: PathBuf,
     name: String,
     incarnation: Incarnation,
     record: Record,
-    _lock: File,
+    _lock: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for DataDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DataDirectory({}, {})", self.path.display(), self.name)
+    }
 }
 
 impl DataDirectory {
     /// Locks the directory and reads who the node is. A directory without an identity is made the
-    /// home of `name` under the incarnation `fresh`, which is synced when this returns.
+    /// home of `name` under the incarnation `fresh`, which is synced when this returns. Blocks on the
+    /// disk.
     pub fn open(
+        files: Arc<dyn Files>,
         path: &Path,
         name: &str,
         fresh: Incarnation,
     ) -> Result<DataDirectory, IdentityError> {
-        fs::create_dir_all(path).map_err(io_error("create data directory", path))?;
-        let lock = lock(path)?;
+        files
+            .create_dir_all(path)
+            .map_err(io_error("create data directory", path))?;
         let mut directory = DataDirectory {
             path: path.to_owned(),
             name: name.to_owned(),
             incarnation: fresh,
             record: Record::default(),
-            _lock: lock,
+            _lock: lock(files.as_ref(), path)?,
+            files,
         };
         match directory.read()? {
             Some(identity) => directory.take(identity)?,
             None => {
                 directory.refuse_orphaned_data()?;
-                sync_parent(path)?;
                 directory.save(Record::default())?;
             }
         }
@@ -200,25 +269,21 @@ impl DataDirectory {
         let identity = Identity {
             name: self.name.clone(),
             incarnation: self.incarnation.to_string(),
-            forming: record,
+            confirmed: record.confirmed.iter().map(StoredList::of).collect(),
+            formed: record.formed.as_ref().map(StoredList::of),
         };
-        replace_file(&self.path, IDENTITY, IDENTITY_NEW, &encode(&identity))?;
-        self.record = identity.forming;
+        let path = self.path.join(IDENTITY);
+        self.files
+            .write_atomically(&path, &encode(&identity))
+            .map_err(io_error("replace", &path))?;
+        self.record = record;
         Ok(())
     }
 
     fn read(&self) -> Result<Option<Identity>, IdentityError> {
         let path = self.path.join(IDENTITY);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io_error("open", &path)(error)),
-        };
-        let mut bytes = Vec::new();
-        file.take(IDENTITY_BYTES_MAX)
-            .read_to_end(&mut bytes)
-            .map_err(io_error("read", &path))?;
-        decode(&path, &bytes).map(Some)
+        let bytes = self.files.read(&path).map_err(io_error("read", &path))?;
+        bytes.map(|bytes| decode(&path, &bytes)).transpose()
     }
 
     fn take(&mut self, identity: Identity) -> Result<(), IdentityError> {
@@ -230,26 +295,29 @@ impl DataDirectory {
                 name: self.name.clone(),
             });
         }
-        let corrupt = |reason: &str| IdentityError::Corrupt {
+        let corrupt = |reason: String| IdentityError::Corrupt {
             path: path.clone(),
-            reason: reason.to_owned(),
+            reason,
         };
-        self.incarnation = parse_incarnation(&identity.incarnation)
-            .ok_or_else(|| corrupt("the incarnation is no number of 32 hexadecimal digits"))?;
-        let formed = identity.forming.formed.clone().map(Formed::from);
-        if formed.is_some_and(|formed| formed.node_of(self.incarnation).is_none()) {
+        self.incarnation = parse_incarnation(&identity.incarnation).map_err(corrupt)?;
+        self.record = identity.into_record().map_err(corrupt)?;
+        if self
+            .formed()
+            .is_some_and(|formed| formed.node_of(self.incarnation).is_none())
+        {
             return Err(corrupt(
-                "the founders do not include this directory's incarnation",
+                "its founders do not include its incarnation".into(),
             ));
         }
-        self.record = identity.forming;
         Ok(())
     }
 
     fn refuse_orphaned_data(&self) -> Result<(), IdentityError> {
-        let orphan = [WAL, ENGINE]
-            .into_iter()
-            .find(|entry| self.path.join(entry).exists());
+        let has_files = |entry: &&str| {
+            let listed = self.files.list(&self.path.join(entry));
+            listed.is_ok_and(|files| !files.is_empty())
+        };
+        let orphan = [WAL, ENGINE].into_iter().find(has_files);
         match orphan {
             None => Ok(()),
             Some(found) => Err(IdentityError::Missing {
@@ -260,38 +328,14 @@ impl DataDirectory {
     }
 }
 
-fn lock(directory: &Path) -> Result<File, IdentityError> {
+fn lock(files: &dyn Files, directory: &Path) -> Result<Box<dyn Any + Send + Sync>, IdentityError> {
     let path = directory.join(LOCK);
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(io_error("open lock", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(IdentityError::InUse {
-                path: directory.to_owned(),
-                holder: holder(&mut file),
-            });
-        }
-        Err(TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
-    }
-    // Only a help for whoever is refused; the lock itself is what counts.
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(io_error("write lock", &path))?;
-    Ok(file)
-}
-
-fn holder(file: &mut File) -> String {
-    let mut text = String::new();
-    match file.take(32).read_to_string(&mut text) {
-        Ok(_) if !text.trim().is_empty() => format!("process {}", text.trim()),
-        Ok(_) | Err(_) => "process id unknown".into(),
-    }
+    files.lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => IdentityError::InUse {
+            path: directory.to_owned(),
+        },
+        _ => io_error("lock", &path)(error),
+    })
 }
 
 fn encode(identity: &Identity) -> Vec<u8> {
@@ -346,38 +390,13 @@ fn parse_header(line: &str) -> Option<(u32, String)> {
     Some((format.parse().ok()?, writer.to_owned()))
 }
 
-fn parse_incarnation(text: &str) -> Option<Incarnation> {
-    let number = u128::from_str_radix(text, 16).ok()?;
-    (text.len() == 32).then(|| Incarnation(number.to_be_bytes()))
-}
-
-fn replace_file(
-    directory: &Path,
-    name: &str,
-    beside: &str,
-    bytes: &[u8],
-) -> Result<(), IdentityError> {
-    let new = directory.join(beside);
-    let mut file = File::create(&new).map_err(io_error("create", &new))?;
-    file.write_all(bytes).map_err(io_error("write", &new))?;
-    file.sync_all().map_err(io_error("sync", &new))?;
-    let path = directory.join(name);
-    fs::rename(&new, &path).map_err(io_error("rename to", &path))?;
-    sync_directory(directory)
-}
-
-/// A directory just made is found again after a power cut only when its parent is synced.
-fn sync_parent(path: &Path) -> Result<(), IdentityError> {
-    let whole = path
-        .canonicalize()
-        .map_err(io_error("find data directory", path))?;
-    whole.parent().map_or(Ok(()), sync_directory)
-}
-
-fn sync_directory(path: &Path) -> Result<(), IdentityError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io_error("sync directory", path))
+fn parse_incarnation(text: &str) -> Result<Incarnation, String> {
+    match u128::from_str_radix(text, 16) {
+        Ok(number) if text.len() == 32 => Ok(Incarnation(number.to_be_bytes())),
+        Ok(_) | Err(_) => Err(format!(
+            "{text:?} is no incarnation of 32 hexadecimal digits"
+        )),
+    }
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
@@ -387,12 +406,13 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Identi
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::node::formation::FounderList;
-    use crate::wire::request::Founder;
+    use crate::env::files::DiskFiles;
 
     fn opened(path: &Path, name: &str, number: u8) -> Result<DataDirectory, IdentityError> {
-        DataDirectory::open(path, name, Incarnation([number; 16]))
+        DataDirectory::open(Arc::new(DiskFiles), path, name, Incarnation([number; 16]))
     }
 
     fn record(number: u8) -> Record {
@@ -427,13 +447,11 @@ mod tests {
     }
 
     #[test]
-    fn a_second_holder_is_refused_and_told_who_has_it() {
+    fn a_second_holder_is_refused_until_the_first_lets_go() {
         let dir = tempfile::tempdir().unwrap();
         let first = opened(dir.path(), "n1", 1).unwrap();
         let error = opened(dir.path(), "n1", 2).unwrap_err();
         assert!(matches!(error, IdentityError::InUse { .. }), "{error}");
-        let told = format!("process {}", std::process::id());
-        assert!(error.to_string().contains(&told), "{error}");
         drop(first);
         opened(dir.path(), "n1", 2).unwrap();
     }
@@ -478,10 +496,15 @@ mod tests {
 
     #[test]
     fn an_example_of_format_one_is_read() {
-        let text = concat!(
+        let list = concat!(
+            r#"{"cluster":"d8aee1296c3a7a4764755a67c92c914b","token":"token","founders":[{"name":"n1","#,
+            r#""incarnation":"000102030405060708090a0b0c0d0e0f","#,
+            r#""node_address":"127.0.0.1:7401","client_address":"127.0.0.1:7400"}]}"#
+        );
+        let text = format!(
+            "{}{{{},\"confirmed\":[{list}],\"formed\":{list}}}\ncrc32c eff12b0a\n",
             "quorate identity format 1 written by 0.1.0\n",
-            r#"{"name":"n1","incarnation":"000102030405060708090a0b0c0d0e0f","forming":{"confirmed":[],"formed":null}}"#,
-            "\ncrc32c 00000000\n"
+            r#""name":"n1","incarnation":"000102030405060708090a0b0c0d0e0f""#,
         );
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(IDENTITY), text).unwrap();
@@ -490,6 +513,7 @@ mod tests {
             directory.incarnation().to_string(),
             "000102030405060708090a0b0c0d0e0f"
         );
+        assert_eq!(directory.formed().unwrap().founders.len(), 1);
     }
 
     #[test]
@@ -500,6 +524,7 @@ mod tests {
         assert!(matches!(error, IdentityError::OtherName { .. }), "{error}");
         fs::remove_file(dir.path().join(IDENTITY)).unwrap();
         fs::create_dir(dir.path().join(WAL)).unwrap();
+        fs::write(dir.path().join(WAL).join("1"), "data").unwrap();
         let error = opened(dir.path(), "n1", 1).unwrap_err();
         assert!(matches!(error, IdentityError::Missing { .. }), "{error}");
     }
