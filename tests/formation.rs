@@ -548,6 +548,36 @@ fn an_old_copy_of_a_founders_directory_is_refused() {
 }
 
 #[test]
+fn a_confirmation_that_was_under_way_since_before_a_new_token_forms_nothing() {
+    let mut world = confirmed_by_all();
+    let late: Vec<FormRequest> = world.nodes[..2]
+        .iter()
+        .map(|node| node.running.as_ref().unwrap().request())
+        .collect();
+    for place in 0..3 {
+        world.step(Step::Retoken(place, 1));
+        world.start(place);
+    }
+    for _ in 0..2 {
+        for (from, to) in [(2, 0), (2, 1), (0, 1), (0, 2), (1, 0), (1, 2)] {
+            world.call(from, to);
+            world.decide(from, CrashPoint::None);
+            world.check();
+        }
+    }
+    assert!(world.formed().len() >= 2);
+    // n3 has not heard of it, goes back to the first token, and gets what was under way.
+    world.nodes[2].disk.record.formed = None;
+    world.step(Step::Retoken(2, 0));
+    world.start(2);
+    for request in &late {
+        world.nodes[2].running.as_mut().unwrap().answer(request);
+    }
+    world.decide(2, CrashPoint::None);
+    world.check();
+}
+
+#[test]
 fn a_second_process_under_a_listed_name_gets_into_no_list_and_stops_nobody() {
     let mut world = confirmed_by_all();
     let impostor = FormRequest {

@@ -97,7 +97,8 @@ impl FounderList {
         self.founders.iter().find(|founder| founder.name == name)
     }
 
-    fn of_incarnation(&self, incarnation: Incarnation) -> Option<&Founder> {
+    /// The founder of that incarnation.
+    pub fn of_incarnation(&self, incarnation: Incarnation) -> Option<&Founder> {
         let mut founders = self.founders.iter();
         founders.find(|founder| founder.incarnation == incarnation)
     }
@@ -559,9 +560,7 @@ impl Formation {
             peer.seen = Seen::Unusable("it sent a formed list that does not match its id".into());
             return;
         }
-        if self.record.confirmed.contains(&list)
-            && list.of_incarnation(self.own.incarnation).is_some()
-        {
+        if self.record.confirmed.contains(&list) {
             self.adopting = Some(list);
             return;
         }
