@@ -24,7 +24,9 @@ use crate::mvcc::version::Header;
 use crate::mvcc::version::Version;
 use crate::types::Key;
 use crate::types::KeyRange;
+use crate::types::RequestId;
 use crate::types::Timestamp;
+use crate::types::key::VALUE_BYTES_MAX;
 use crate::types::request::KeyValue;
 use crate::types::request::Versioned;
 
@@ -252,19 +254,19 @@ fn gather<V: View + ?Sized>(
 ) -> Result<Option<Bytes>, MachineError> {
     let start = layout::chunk(slot, key, stamp, 0);
     let end = layout::chunk(slot, key, stamp, chunks);
-    let mut value = Vec::with_capacity(bytes.min(crate::types::key::VALUE_BYTES_MAX));
+    let mut value = Vec::with_capacity(bytes.min(VALUE_BYTES_MAX));
     for piece in view.scan(&start, &end, false) {
         value.extend_from_slice(&piece?.1);
     }
     Ok((value.len() == bytes).then(|| Bytes::from(value)))
 }
 
-/// The author of a key's version that the request made, among those above `above`; newest first.
+/// The version that a request made, among the key's older ones above `above`.
 pub fn made_by<V: View + ?Sized>(
     view: &V,
     slot: Slot,
     key: &[u8],
-    request: crate::types::RequestId,
+    request: RequestId,
     above: Timestamp,
 ) -> Result<Option<Header>, MachineError> {
     let (start, _) = layout::history_from(slot, key, Timestamp::MAX);

@@ -39,6 +39,21 @@ impl<'k> Current<'k> {
         })
     }
 
+    /// A key whose newest version a scan has found at `place`.
+    pub fn found(
+        slot: Slot,
+        key: &'k [u8],
+        place: Vec<u8>,
+        record: Vec<u8>,
+    ) -> Result<Current<'k>, MachineError> {
+        Ok(Current {
+            slot,
+            key,
+            place,
+            newest: Some((Header::of(&record)?, record)),
+        })
+    }
+
     /// The newest version, tombstones too.
     pub fn header(&self) -> Option<Header> {
         self.newest.as_ref().map(|(header, _)| *header)
@@ -50,11 +65,6 @@ impl<'k> Current<'k> {
             Some((header, _)) if !header.is_tombstone() => header.author.stamp,
             _ => Timestamp::ZERO,
         }
-    }
-
-    /// The newest version as it is stored.
-    pub fn record(&self) -> Option<&[u8]> {
-        self.newest.as_ref().map(|(_, record)| record.as_slice())
     }
 
     /// Stores a value; a long one goes beside its record, in pieces.
