@@ -2,6 +2,8 @@
 //! lives, and that every file says what it is. Reads the sources as text; each complaint names file,
 //! line and the way out.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::Path;
 

@@ -1,0 +1,1 @@
+//! Real nodes as child processes: started, killed, stopped, wiped, waited for.
