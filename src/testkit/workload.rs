@@ -539,7 +539,7 @@ mod tests {
                 return first.clone();
             }
             let outcome = self.apply(write);
-            if fault == Fault::LosesWrites && self.clock % 14 == 0 {
+            if fault == Fault::LosesWrites && self.clock.is_multiple_of(14) {
                 let versions = self.keys.get_mut(write.first_key()).unwrap();
                 versions.pop();
             }
