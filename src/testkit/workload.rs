@@ -155,7 +155,7 @@ pub async fn repeat_answered(history: &History, nodes: &Nodes) -> Vec<String> {
 pub async fn verify(history: &History, prefix: &str, nodes: &Nodes) -> Result<Vec<String>> {
     let mut complaints = history.check_answers();
     let range = KeyRange::of_prefix(prefix.as_bytes());
-    complaints.extend(history.check_newest(&scan(nodes, range).await?));
+    complaints.extend(history.check_newest(&scan(nodes, range, ReadKind::Linearizable).await?));
     let reads = stream::iter(history.spans()).map(|expected| async move {
         let actual = read_at(nodes, &expected).await?;
         Ok(check_span(&expected, actual.as_ref()))
@@ -167,13 +167,27 @@ pub async fn verify(history: &History, prefix: &str, nodes: &Nodes) -> Result<Ve
     Ok(complaints)
 }
 
-/// Reads every key of a range, linearizable.
-pub async fn scan(nodes: &Nodes, range: KeyRange) -> Result<BTreeMap<Key, Versioned>> {
+/// Reads every key of a range: linearizable from any of the nodes, or as the first one that answers
+/// has applied it.
+pub async fn scan(
+    nodes: &Nodes,
+    range: KeyRange,
+    read: ReadKind,
+) -> Result<BTreeMap<Key, Versioned>> {
     let mut found = BTreeMap::new();
     let mut rest = Some(range);
     let mut as_of = None;
     while let Some(range) = rest {
-        let page = page(nodes, range, 1_000, as_of).await?;
+        let scan = Scan {
+            range,
+            keys_max: 1_000,
+            bytes_max: 1024 * 1024,
+            reverse: false,
+            keys_only: false,
+            read,
+            as_of,
+        };
+        let page = page(nodes, scan).await?;
         let items = page.items.into_iter();
         found.extend(items.map(|item| (item.key, item.versioned)));
         as_of = Some(page.as_of);
@@ -200,25 +214,21 @@ async fn read_at(nodes: &Nodes, expected: &Expected) -> Result<Option<Versioned>
         start: expected.key.clone(),
         end: Some(Bytes::from(end)),
     };
-    let mut page = page(nodes, range, 1, Some(expected.as_of)).await?;
-    Ok(page.items.pop().map(|item| item.versioned))
-}
-
-async fn page(
-    nodes: &Nodes,
-    range: KeyRange,
-    keys_max: u32,
-    as_of: Option<Timestamp>,
-) -> Result<Page> {
-    let request = Request::Scan(Scan {
+    let scan = Scan {
         range,
-        keys_max,
-        bytes_max: 1024 * 1024,
+        keys_max: 1,
+        bytes_max: 2 * 1024 * 1024,
         reverse: false,
         keys_only: false,
         read: ReadKind::Linearizable,
-        as_of,
-    });
+        as_of: Some(expected.as_of),
+    };
+    let mut page = page(nodes, scan).await?;
+    Ok(page.items.pop().map(|item| item.versioned))
+}
+
+async fn page(nodes: &Nodes, scan: Scan) -> Result<Page> {
+    let request = Request::Scan(scan);
     let mut attempt = 0;
     loop {
         let node = &nodes[attempt % nodes.len()];
