@@ -5,8 +5,10 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod connect;
+pub mod disk;
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -171,4 +173,19 @@ fn alone() -> File {
     let lock = File::create(lock).unwrap();
     lock.lock().unwrap();
     lock
+}
+
+/// Whether `QUORATE_SKIP` names this test: CI runs the long ones by themselves.
+pub fn skipped(test: &str) -> bool {
+    let list = std::env::var("QUORATE_SKIP").unwrap_or_default();
+    list.split(',').any(|name| name == test)
+}
+
+/// Says loudly that a test is skipped, or fails where the environment variable `required` is set.
+pub fn skip(required: &str, test: &str, why: &str) {
+    let must = std::env::var(required).is_ok_and(|value| value == "1");
+    assert!(!must, "{test} cannot run, and {required} is set: {why}");
+    // Not `println!`: the test runner would keep it to itself.
+    let line = format!("\n!!! SKIPPED {test}: {why}\n\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
