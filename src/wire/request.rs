@@ -126,7 +126,7 @@ pub enum Response {
     /// To [`Request::TransferLeader`].
     TransferLeader,
     /// To [`Request::ReadPosition`].
-    ReadPosition(Option<Position>),
+    ReadPosition(Position),
     /// To [`Request::Vote`].
     Vote(VoteResponse),
     /// To [`Request::Append`].

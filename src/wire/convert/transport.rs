@@ -149,7 +149,7 @@ pub fn appended_out(response: AppendResponse) -> v1::Agreement {
     };
     let kind = match response {
         AppendResponse::Matched(position) => Kind::Matched(at(position)),
-        AppendResponse::Conflict(position) => Kind::Conflict(at(position)),
+        AppendResponse::Conflict(position) => Kind::Conflict(position_out(position)),
         AppendResponse::HigherVote(vote) => Kind::HigherVote(vote_out(vote)),
     };
     v1::Agreement { kind: Some(kind) }
@@ -160,7 +160,7 @@ pub fn appended_of(response: v1::Agreement) -> Result<AppendResponse> {
     use v1::agreement::Kind;
     match required("agreement", response.kind)? {
         Kind::Matched(at) => Ok(AppendResponse::Matched(at.position.map(position_of))),
-        Kind::Conflict(at) => Ok(AppendResponse::Conflict(at.position.map(position_of))),
+        Kind::Conflict(position) => Ok(AppendResponse::Conflict(position_of(position))),
         Kind::HigherVote(vote) => Ok(AppendResponse::HigherVote(vote_of(Some(vote))?)),
     }
 }
@@ -231,6 +231,7 @@ pub fn header_out(header: SnapshotHeader) -> v1::snapshot_request::Header {
         route: Some(route_out(header.route)),
         vote: Some(vote_out(header.vote)),
         position: header.position.map(position_out),
+        membership_position: header.membership_position.map(position_out),
         membership: header.membership,
     }
 }
@@ -241,6 +242,7 @@ pub fn header_of(header: v1::snapshot_request::Header) -> Result<SnapshotHeader>
         route: route_of(header.route)?,
         vote: vote_of(header.vote)?,
         position: header.position.map(position_of),
+        membership_position: header.membership_position.map(position_of),
         membership: header.membership,
     })
 }
