@@ -1,0 +1,503 @@
+//! Real nodes as child processes: started, killed, stopped, wiped, waited for.
+//!
+//! The nodes run on loopback with ports of their own and write what they say to a file each. Dropping
+//! a [`Processes`] kills them.
+
+use std::fs;
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::testkit::workload::Nodes;
+use crate::wire::request::Call;
+use crate::wire::request::NodeStatus;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+use crate::wire::request::Service;
+
+/// What is run, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The program.
+    pub binary: PathBuf,
+    /// How many nodes; 1 to 5.
+    pub nodes: usize,
+    /// Their data goes to `<dir>/n1`, `<dir>/n2` and so on, what they say to `<dir>/n1.log`. Where
+    /// `<dir>/n1` is there already (a mount point, say), it is used.
+    pub dir: PathBuf,
+    /// Further arguments of `serve`, the same for every node.
+    pub arguments: Vec<String>,
+}
+
+/// The nodes, numbered from 0; node 0 is named `n1`.
+#[derive(Debug)]
+pub struct Processes {
+    options: Options,
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    name: String,
+    data: PathBuf,
+    log: PathBuf,
+    ports: Ports,
+    child: Option<Child>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    client: u16,
+    node: u16,
+    http: u16,
+}
+
+/// What is sent to a process.
+#[derive(Debug, Clone, Copy)]
+enum Signal {
+    Stop,
+    Continue,
+    Terminate,
+}
+
+impl Processes {
+    /// Finds ports and makes the directories; starts nothing.
+    pub fn new(options: Options) -> io::Result<Processes> {
+        let ports = free_ports(3 * options.nodes)?;
+        let mut nodes = Vec::new();
+        for (number, ports) in ports.chunks_exact(3).enumerate() {
+            let name = format!("n{}", number + 1);
+            let data = options.dir.join(&name);
+            fs::create_dir_all(&data)?;
+            nodes.push(Node {
+                log: options.dir.join(format!("{name}.log")),
+                name,
+                data,
+                ports: Ports {
+                    client: ports[0],
+                    node: ports[1],
+                    http: ports[2],
+                },
+                child: None,
+            });
+        }
+        Ok(Processes { options, nodes })
+    }
+
+    /// How many nodes there are, running or not.
+    pub fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Where the node serves clients.
+    pub fn client_address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[node].ports.client)
+    }
+
+    /// Where the node serves HTTP.
+    pub fn http_address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[node].ports.http)
+    }
+
+    /// The node's data directory.
+    pub fn data(&self, node: usize) -> &Path {
+        &self.nodes[node].data
+    }
+
+    /// Starts a node that is not running, with the same flags every time.
+    pub fn start(&mut self, node: usize) -> io::Result<()> {
+        let list: Vec<String> = self.nodes.iter().map(Node::listed).collect();
+        let arguments = self.options.arguments.clone();
+        let node = &mut self.nodes[node];
+        assert!(node.child.is_none(), "{} runs already", node.name);
+        let log = node.open_log()?;
+        let child = Command::new(&self.options.binary)
+            .arg("serve")
+            .args(["--name", &node.name])
+            .arg("--data-dir")
+            .arg(&node.data)
+            .args(["--initial-cluster", &list.join(",")])
+            .args(["--initial-cluster-token", "processes"])
+            .args(["--listen-client", &address(node.ports.client)])
+            .args(["--listen-node", &address(node.ports.node)])
+            .args(["--listen-http", &address(node.ports.http)])
+            .args(arguments)
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        node.child = Some(child);
+        Ok(())
+    }
+
+    /// Starts every node that is not running.
+    pub fn start_all(&mut self) -> io::Result<()> {
+        let stopped = (0..self.count()).filter(|node| self.nodes[*node].child.is_none());
+        for node in stopped.collect::<Vec<_>>() {
+            self.start(node)?;
+        }
+        Ok(())
+    }
+
+    /// Kills a node as `kill -9` does and waits until it is gone. Nothing when it is not running.
+    pub fn kill(&mut self, node: usize) -> io::Result<()> {
+        self.nodes[node].kill()
+    }
+
+    /// Kills all nodes: all are sent the signal before the first is waited for.
+    pub fn kill_all(&mut self) -> io::Result<()> {
+        for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
+            child.kill()?;
+        }
+        (0..self.count()).try_for_each(|node| self.kill(node))
+    }
+
+    /// Lets a node stand still (SIGSTOP): it keeps its sockets and answers nobody.
+    pub fn pause(&self, node: usize) -> io::Result<()> {
+        self.nodes[node].signal(Signal::Stop)
+    }
+
+    /// Lets a node go on after [`Processes::pause`].
+    pub fn resume(&self, node: usize) -> io::Result<()> {
+        self.nodes[node].signal(Signal::Continue)
+    }
+
+    /// Asks a node to stop (SIGTERM) and waits for its end; an error after `limit`.
+    pub async fn terminate(&mut self, node: usize, limit: Duration) -> io::Result<ExitStatus> {
+        self.nodes[node].signal(Signal::Terminate)?;
+        self.wait_exit(node, limit).await
+    }
+
+    /// Waits until a node has ended by itself; an error after `limit`.
+    pub async fn wait_exit(&mut self, node: usize, limit: Duration) -> io::Result<ExitStatus> {
+        let deadline = tokio::time::Instant::now() + limit;
+        let node = &mut self.nodes[node];
+        loop {
+            let child = node.child.as_mut().ok_or_else(|| not_running(&node.name))?;
+            if let Some(status) = child.try_wait()? {
+                node.child = None;
+                return Ok(status);
+            }
+            if tokio::time::Instant::now() > deadline {
+                let what = format!("{} still runs after {limit:?}", node.name);
+                return Err(io::Error::new(ErrorKind::TimedOut, what));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Removes everything in the data directory of a node that is not running.
+    pub fn wipe(&mut self, node: usize) -> io::Result<()> {
+        let node = &self.nodes[node];
+        assert!(node.child.is_none(), "{} runs", node.name);
+        for entry in fs::read_dir(&node.data)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                fs::remove_dir_all(path)?;
+            } else {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until each of `nodes` says that it is ready and knows a leader of every group; `all` are
+    /// the cluster's nodes in order. An error names what was missing, and ends of the logs.
+    pub async fn wait_ready(
+        &mut self,
+        nodes: &[usize],
+        all: &Nodes,
+        limit: Duration,
+    ) -> io::Result<Vec<NodeStatus>> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            for node in nodes {
+                self.nodes[*node].must_run()?;
+            }
+            let mut ready = Vec::new();
+            let mut missing = Vec::new();
+            for node in nodes {
+                match ready_status(&all[*node]).await {
+                    Ok(status) => ready.push(status),
+                    Err(why) => missing.push(format!("{}: {why}", self.nodes[*node].name)),
+                }
+            }
+            if missing.is_empty() {
+                return Ok(ready);
+            }
+            if tokio::time::Instant::now() > deadline {
+                let missing = missing.join("; ");
+                let what = format!("not ready after {limit:?}: {missing}\n{}", self.logs());
+                return Err(io::Error::new(ErrorKind::TimedOut, what));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Everything that a node has said since it was first started.
+    pub fn log(&self, node: usize) -> String {
+        fs::read_to_string(&self.nodes[node].log).unwrap_or_default()
+    }
+
+    /// The last lines of what each node has said.
+    pub fn logs(&self) -> String {
+        let logs = (0..self.count()).map(|node| {
+            let name = &self.nodes[node].name;
+            format!("--- end of {name}'s log\n{}", last_lines(&self.log(node)))
+        });
+        logs.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A node's status, once it is ready and knows a leader of every group; what is missing otherwise.
+pub async fn ready_status(node: &Arc<dyn Service>) -> Result<NodeStatus, String> {
+    let call = Call {
+        request: Request::Status,
+        deadline: STATUS_DEADLINE,
+        forwarded: false,
+        cluster: None,
+    };
+    let answer = tokio::time::timeout(STATUS_DEADLINE, node.call(call)).await;
+    let status = match answer {
+        Ok(Ok(Response::Status(status))) => status,
+        Ok(Ok(other)) => return Err(format!("status was answered {other:?}")),
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err("status was not answered".to_owned()),
+    };
+    let leaderless = status.groups.iter().find(|group| group.leader.is_none());
+    match leaderless {
+        _ if !status.ready => Err("not ready".to_owned()),
+        _ if status.groups.is_empty() => Err("has no group".to_owned()),
+        Some(group) => Err(format!("{} has no leader", group.group)),
+        None => Ok(*status),
+    }
+}
+
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(30);
+/// How long one question for the status may take.
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+/// Lines shown of each log after a failure.
+const LINES_SHOWN: usize = 40;
+
+impl Node {
+    /// As it stands in `--initial-cluster`.
+    fn listed(&self) -> String {
+        format!("{}={}", self.name, address(self.ports.node))
+    }
+
+    fn open_log(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).append(true).open(&self.log)
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        let child = self.child.as_ref().ok_or_else(|| not_running(&self.name))?;
+        let name = match signal {
+            Signal::Stop => "-STOP",
+            Signal::Continue => "-CONT",
+            Signal::Terminate => "-TERM",
+        };
+        let sent = Command::new("kill")
+            .args([name, &child.id().to_string()])
+            .status()?;
+        if !sent.success() {
+            let what = format!("kill {name} {}: {sent}", self.name);
+            return Err(io::Error::other(what));
+        }
+        Ok(())
+    }
+
+    fn must_run(&mut self) -> io::Result<()> {
+        let Some(child) = self.child.as_mut() else {
+            return Err(not_running(&self.name));
+        };
+        let Some(status) = child.try_wait()? else {
+            return Ok(());
+        };
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let what = format!("{} ended ({status}):\n{}", self.name, last_lines(&log));
+        Err(io::Error::other(what))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A child that is gone already is what is wanted.
+        let _ = self.kill();
+    }
+}
+
+fn not_running(name: &str) -> io::Error {
+    io::Error::new(ErrorKind::NotFound, format!("{name} does not run"))
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n")
+}
+
+/// Ports that nobody listens on. They lie below those that the system gives to outgoing connections,
+/// so that a node that is down finds its port free again, and each process looks in a block of its
+/// own, so that tests at once do not meet.
+fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+    static BLOCK: AtomicU32 = AtomicU32::new(0);
+    const BLOCK_PORTS: u32 = 20;
+    const BLOCKS: u32 = 1_000;
+    const FIRST: u32 = 11_000;
+    assert!(count <= BLOCK_PORTS as usize, "a block of ports is smaller");
+    for _ in 0..BLOCKS {
+        let block = (std::process::id() * 7 + BLOCK.fetch_add(1, Ordering::Relaxed)) % BLOCKS;
+        let first = FIRST + block * BLOCK_PORTS;
+        let ports = (first..).take(count).map(|port| port as u16);
+        let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        if ports.clone().all(|port| free(&port)) {
+            return Ok(ports.collect());
+        }
+    }
+    let what = "no block of free ports on 127.0.0.1";
+    Err(io::Error::new(ErrorKind::AddrInUse, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes that are shell scripts.
+    fn scripts(dir: &Path, script: &str) -> Processes {
+        let binary = dir.join("node");
+        // Another process writes it: while one of ours has it open, it cannot be executed.
+        let written = Command::new("sh")
+            .args([
+                "-c",
+                "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\"; chmod +x \"$0\"",
+            ])
+            .arg(&binary)
+            .arg(script)
+            .status();
+        assert!(written.unwrap().success());
+        let processes = Processes::new(Options {
+            binary,
+            nodes: 3,
+            dir: dir.to_owned(),
+            arguments: vec!["--insecure".to_owned()],
+        });
+        processes.unwrap()
+    }
+
+    fn runs(id: u32) -> bool {
+        let state = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        !state.is_empty() && !state.contains(") Z ")
+    }
+
+    fn is_stopped(id: u32) -> bool {
+        fs::read_to_string(format!("/proc/{id}/stat"))
+            .unwrap()
+            .contains(") T ")
+    }
+
+    fn id(processes: &Processes, node: usize) -> u32 {
+        processes.nodes[node].child.as_ref().unwrap().id()
+    }
+
+    #[tokio::test]
+    async fn nodes_are_started_with_their_flags_and_killed_with_their_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut processes = scripts(dir.path(), "echo \"$@\"; exec sleep 600");
+        processes.start_all().unwrap();
+        let ids: Vec<u32> = (0..3).map(|node| id(&processes, node)).collect();
+        while processes.log(1).is_empty() {
+            tokio::time::sleep(POLL).await;
+        }
+        let said = processes.log(1);
+        let ports = processes.nodes[1].ports;
+        assert!(said.starts_with("serve --name n2 --data-dir "), "{said}");
+        assert!(
+            said.contains(&format!(",n2=127.0.0.1:{},n3=", ports.node)),
+            "{said}"
+        );
+        assert!(said.contains(&processes.client_address(1)), "{said}");
+        processes.kill(0).unwrap();
+        assert!(!runs(ids[0]) && runs(ids[1]));
+        processes.start(0).unwrap();
+        processes.kill_all().unwrap();
+        assert!(!runs(ids[1]) && !runs(ids[2]));
+        processes.start(2).unwrap();
+        let last = id(&processes, 2);
+        drop(processes);
+        assert!(!runs(last));
+    }
+
+    #[tokio::test]
+    async fn a_node_stands_still_until_it_may_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done";
+        let mut processes = scripts(dir.path(), script);
+        processes.start(0).unwrap();
+        while processes.log(0).is_empty() {
+            tokio::time::sleep(POLL).await;
+        }
+        processes.pause(0).unwrap();
+        while !is_stopped(id(&processes, 0)) {
+            tokio::time::sleep(POLL).await;
+        }
+        processes.resume(0).unwrap();
+        let ended = processes.terminate(0, Duration::from_secs(10)).await;
+        assert_eq!(ended.unwrap().code(), Some(3));
+        assert!(processes.pause(0).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_ends_before_it_is_ready_is_shown_with_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut processes = scripts(dir.path(), "echo the port is taken; exit 1");
+        processes.start(0).unwrap();
+        while processes.nodes[0].must_run().is_ok() {
+            tokio::time::sleep(POLL).await;
+        }
+        let nodes = Nodes::new();
+        let said = processes.wait_ready(&[0], &nodes, Duration::from_secs(10));
+        let said = said.await.unwrap_err().to_string();
+        assert!(
+            said.contains("n1 ended") && said.contains("the port is taken"),
+            "{said}"
+        );
+        assert!(processes.wait_exit(1, POLL).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_wiped_node_starts_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut processes = scripts(dir.path(), "exit 0");
+        let data = processes.data(0).to_owned();
+        fs::create_dir(data.join("wal")).unwrap();
+        fs::write(data.join("wal/1"), "x").unwrap();
+        fs::write(data.join("identity"), "x").unwrap();
+        processes.wipe(0).unwrap();
+        assert_eq!(fs::read_dir(data).unwrap().count(), 0);
+    }
+}

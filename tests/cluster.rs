@@ -1,0 +1,231 @@
+//! Three real processes, killed and wiped under writers: every answered write stays, once.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use quorate::testkit::history::History;
+use quorate::testkit::workload;
+use quorate::testkit::workload::Nodes;
+use quorate::types::KeyRange;
+use quorate::types::request::ReadKind;
+use quorate::wire::request::NodeStatus;
+use support::READY;
+use support::Rig;
+
+/// Who is killed in a round.
+#[derive(Debug, Clone, Copy)]
+enum Victims {
+    Leader,
+    Follower,
+    All,
+}
+
+const ROUNDS: u64 = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answered_write_survives_kills_of_leader_follower_and_all() {
+    let mut rig = Rig::start(&[]).await;
+    let mut total = History::default();
+    for round in 0..ROUNDS {
+        let victims = [Victims::Leader, Victims::Follower, Victims::All][round as usize % 3];
+        let prefix = format!("round{round:02}/");
+        let writers = support::write(&rig.nodes, &prefix, round);
+        support::answered(&writers, 100, "before the kill").await;
+        let killed = kill(&mut rig, victims).await;
+        if killed.len() == 1 {
+            support::answered(&writers, 50, "with one node dead").await;
+        }
+        rig.processes.start_all().unwrap();
+        rig.ready(&[0, 1, 2]).await;
+        support::answered(&writers, 50, "after the restart").await;
+        total.merge(support::stop_and_verify(writers, &prefix, &rig.nodes).await);
+    }
+    let counts = total.counts();
+    println!("{ROUNDS} rounds of kill -9: {counts:?}");
+    assert!(
+        counts.resent > 0,
+        "no answer was lost: the kills came too late to mean something"
+    );
+    let everything = workload::scan(&rig.nodes, KeyRange::ALL, ReadKind::Linearizable).await;
+    support::none_of(&total.check_newest(&everything.unwrap()), "all rounds");
+}
+
+async fn kill(rig: &mut Rig, victims: Victims) -> Vec<usize> {
+    let leader = rig.leader().await;
+    let killed = match victims {
+        Victims::Leader => vec![leader],
+        Victims::Follower => vec![(leader + 1) % 3],
+        Victims::All => vec![0, 1, 2],
+    };
+    match killed.as_slice() {
+        [one] => rig.processes.kill(*one).unwrap(),
+        _ => rig.processes.kill_all().unwrap(),
+    }
+    killed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_ends_each_node_cleanly_and_loses_nothing() {
+    let mut rig = Rig::start(&[]).await;
+    let writers = support::write(&rig.nodes, "rolling/", 1);
+    for node in 0..3 {
+        support::answered(&writers, 50, "before the stop").await;
+        let ended = rig.processes.terminate(node, READY).await.unwrap();
+        assert_eq!(ended.code(), Some(0), "n{}", node + 1);
+        support::answered(&writers, 50, "with one node stopped").await;
+        rig.processes.start(node).unwrap();
+        rig.ready(&[0, 1, 2]).await;
+    }
+    support::stop_and_verify(writers, "rolling/", &rig.nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stands_still_and_goes_on_answers_nothing_stale() {
+    let mut rig = Rig::start(&[]).await;
+    let writers = support::write(&rig.nodes, "still/", 2);
+    for _ in 0..5 {
+        support::answered(&writers, 50, "before the stop").await;
+        let leader = rig.leader().await;
+        rig.processes.pause(leader).unwrap();
+        support::answered(&writers, 100, "with the leader standing still").await;
+        rig.processes.resume(leader).unwrap();
+    }
+    rig.ready(&[0, 1, 2]).await;
+    support::stop_and_verify(writers, "still/", &rig.nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_behind_the_purged_log_catches_up_by_snapshot_while_writes_go_on() {
+    let mut rig = Rig::start(&[]).await;
+    let writers = support::write(&rig.nodes, "behind/", 3);
+    support::answered(&writers, 100, "before the stop").await;
+    let leader = rig.leader().await;
+    let behind = (leader + 1) % 3;
+    let others = [leader, (leader + 2) % 3];
+    rig.processes.kill(behind).unwrap();
+    let held = last_index(&rig.ready(&others).await);
+    wait_for(&mut rig, &others, "the log is purged", |all| {
+        all.iter()
+            .all(|status| support::shard(status).purged_index > held)
+    })
+    .await;
+    rig.processes.start(behind).unwrap();
+    wait_for(&mut rig, &[behind], "it has caught up by snapshot", |all| {
+        let group = support::shard(&all[0]);
+        group.purged_index > held && group.applied_index > held
+    })
+    .await;
+    support::answered(&writers, 100, "after it came back").await;
+    support::stop_and_verify(writers, "behind/", &rig.nodes).await;
+    same_state_everywhere(&mut rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_node_does_not_come_back_as_itself() {
+    let mut rig = Rig::start(&[]).await;
+    let writers = support::write(&rig.nodes, "wiped/", 4);
+    support::answered(&writers, 100, "before the wipe").await;
+
+    rig.processes.kill(0).unwrap();
+    rig.processes.wipe(0).unwrap();
+    rig.processes.start(0).unwrap();
+    refused(&mut rig, 0).await;
+    support::answered(&writers, 100, "with the wiped node refused").await;
+    let history = support::stop_and_verify(writers, "wiped/", &rig.nodes).await;
+
+    // The last node left with data has everything before the second one goes.
+    wait_for(&mut rig, &[1, 2], "both have applied the same", |all| {
+        let applied = |status| support::shard(status).applied_index;
+        applied(&all[0]) == applied(&all[1])
+    })
+    .await;
+    rig.processes.kill(1).unwrap();
+    rig.processes.wipe(1).unwrap();
+    rig.processes.kill(2).unwrap();
+    rig.processes.start_all().unwrap();
+    refused(&mut rig, 0).await;
+    refused(&mut rig, 1).await;
+
+    let last: Nodes = vec![rig.nodes[2].clone()];
+    let left = workload::scan(&last, KeyRange::ALL, ReadKind::Follower).await;
+    support::none_of(&history.check_newest(&left.unwrap()), "two wiped");
+    let unready = rig
+        .processes
+        .wait_ready(&[2], &rig.nodes, Duration::from_secs(3))
+        .await;
+    let why = unready
+        .expect_err("two wiped nodes gave the third a quorum")
+        .to_string();
+    assert!(!why.contains("n3 ended"), "{why}");
+}
+
+/// A wiped node ends by itself and says how it can join.
+async fn refused(rig: &mut Rig, node: usize) {
+    let ended = rig.processes.wait_exit(node, READY).await.unwrap();
+    assert!(!ended.success(), "n{} ended with {ended}", node + 1);
+    let said = rig.processes.log(node);
+    assert!(
+        said.contains("--join"),
+        "n{} does not say what to do:\n{said}",
+        node + 1
+    );
+}
+
+/// Every node has applied the same, and then holds the same.
+async fn same_state_everywhere(rig: &mut Rig) {
+    let equal = wait_for(rig, &[0, 1, 2], "all have applied the same", |all| {
+        let applied = |status| support::shard(status).applied_index;
+        all.iter().all(|status| applied(status) == applied(&all[0]))
+    })
+    .await;
+    let hashes: Vec<Option<u64>> = equal
+        .iter()
+        .map(|status| support::shard(status).state_hash)
+        .collect();
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+    let mut scans = Vec::new();
+    for node in &rig.nodes {
+        let one: Nodes = vec![node.clone()];
+        scans.push(
+            workload::scan(&one, KeyRange::ALL, ReadKind::Follower)
+                .await
+                .unwrap(),
+        );
+    }
+    assert!(!scans[0].is_empty());
+    assert!(
+        scans.iter().all(|scan| *scan == scans[0]),
+        "the nodes hold different states"
+    );
+}
+
+fn last_index(statuses: &[NodeStatus]) -> u64 {
+    let ends = statuses
+        .iter()
+        .map(|status| support::shard(status).last_index);
+    ends.max().unwrap()
+}
+
+/// Waits until the statuses of these nodes, all ready, fulfil a condition.
+async fn wait_for(
+    rig: &mut Rig,
+    nodes: &[usize],
+    what: &str,
+    holds: impl Fn(&[NodeStatus]) -> bool,
+) -> Vec<NodeStatus> {
+    let deadline = tokio::time::Instant::now() + 2 * READY;
+    loop {
+        let statuses = rig.ready(nodes).await;
+        if holds(&statuses) {
+            return statuses;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{what}: {statuses:#?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

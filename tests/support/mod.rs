@@ -1,0 +1,191 @@
+//! What the tests of the real binary share: a cluster of child processes and the writers beside it.
+
+#![allow(clippy::unwrap_used)]
+// Each test binary uses its own part of this file.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod connect;
+pub mod disk;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate::testkit::history::History;
+use quorate::testkit::processes::Options;
+use quorate::testkit::processes::Processes;
+use quorate::testkit::workload;
+use quorate::testkit::workload::Nodes;
+use quorate::testkit::workload::RequestIds;
+use quorate::testkit::workload::Workload;
+use quorate::types::GroupId;
+use quorate::types::RequestId;
+use quorate::wire::request::GroupStatus;
+use quorate::wire::request::NodeStatus;
+
+/// How long a cluster may take to form, or to find a leader after a fault. A debug build on a busy
+/// machine is slow; a cluster that is well takes a second.
+pub const READY: Duration = Duration::from_secs(60);
+
+/// A cluster of child processes, and connections to its nodes. Shows the ends of the logs when the
+/// test fails.
+pub struct Rig {
+    pub processes: Processes,
+    pub nodes: Nodes,
+    // Declared last: the processes end before their directory goes.
+    _dir: Option<tempfile::TempDir>,
+    _alone: File,
+}
+
+impl Rig {
+    /// Three nodes in a directory of their own, formed and ready.
+    pub async fn start(arguments: &[&str]) -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_quorate"));
+        let mut rig = Rig::new(&binary, dir.path(), arguments);
+        rig._dir = Some(dir);
+        rig.processes.start_all().unwrap();
+        rig.ready(&[0, 1, 2]).await;
+        rig
+    }
+
+    /// Three nodes below `dir`, not started.
+    pub fn new(binary: &Path, dir: &Path, arguments: &[&str]) -> Rig {
+        let alone = alone();
+        let processes = Processes::new(Options {
+            binary: binary.to_owned(),
+            nodes: 3,
+            dir: dir.to_owned(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+        })
+        .unwrap();
+        let addresses: Vec<String> = (0..3).map(|node| processes.client_address(node)).collect();
+        Rig {
+            processes,
+            nodes: connect::connect(&addresses),
+            _dir: None,
+            _alone: alone,
+        }
+    }
+
+    /// Waits until these nodes are ready.
+    pub async fn ready(&mut self, nodes: &[usize]) -> Vec<NodeStatus> {
+        let ready = self.processes.wait_ready(nodes, &self.nodes, READY).await;
+        ready.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The node that leads the shard.
+    pub async fn leader(&mut self) -> usize {
+        for _ in 0..100 {
+            for status in self.ready(&[0, 1, 2]).await {
+                if shard(&status).role == "leader" {
+                    return number(&status);
+                }
+            }
+        }
+        panic!("every node knows a leader, none is it");
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.processes.logs());
+        }
+    }
+}
+
+/// The one shard's status.
+pub fn shard(status: &NodeStatus) -> &GroupStatus {
+    let mut groups = status.groups.iter();
+    groups
+        .find(|group| matches!(group.group, GroupId::Shard(_)))
+        .unwrap()
+}
+
+/// The node's number in its rig: `n1` is 0.
+pub fn number(status: &NodeStatus) -> usize {
+    let name = &status.member.name;
+    name[1..].parse::<usize>().unwrap() - 1
+}
+
+/// Request ids of the present time.
+pub fn ids() -> RequestIds {
+    Arc::new(|| RequestId(uuid::Uuid::now_v7().into_bytes()))
+}
+
+/// Eight writers on four keys each, below `prefix`.
+pub fn writers(prefix: &str, seed: u64) -> workload::Options {
+    workload::Options {
+        prefix: prefix.to_owned(),
+        writers: 8,
+        keys: 4,
+        value_bytes: 100,
+        seed,
+        attempt: Duration::from_secs(2),
+    }
+}
+
+/// Starts [`writers`].
+pub fn write(nodes: &Nodes, prefix: &str, seed: u64) -> Workload {
+    Workload::start(nodes, &writers(prefix, seed), &ids())
+}
+
+/// Waits until so many further writes are answered.
+pub async fn answered(workload: &Workload, count: usize, what: &str) {
+    let reached = workload.wait_answered(count, READY).await;
+    assert!(reached, "{what}: less than {count} writes in {READY:?}");
+}
+
+/// Stops the writers, learns every unknown outcome, and holds the cluster to every answer.
+pub async fn stop_and_verify(workload: Workload, prefix: &str, nodes: &Nodes) -> History {
+    let mut history = workload.stop().await;
+    workload::settle(&mut history, nodes, READY).await;
+    assert_eq!(
+        history.counts().unknown,
+        0,
+        "unknown outcomes after {READY:?}"
+    );
+    let mut complaints = workload::verify(&history, prefix, nodes).await.unwrap();
+    complaints.extend(workload::repeat_answered(&history, nodes).await);
+    none_of(&complaints, prefix);
+    history
+}
+
+/// Fails with the complaints, if there are any.
+#[track_caller]
+pub fn none_of(complaints: &[String], what: &str) {
+    let shown = complaints.iter().take(20).cloned().collect::<Vec<_>>();
+    assert!(
+        complaints.is_empty(),
+        "{what}: {} complaints, among them\n{}",
+        complaints.len(),
+        shown.join("\n")
+    );
+}
+
+/// One cluster at a time on one machine, whichever runner starts the tests: two starve each other.
+fn alone() -> File {
+    let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("one-cluster-at-a-time");
+    let lock = File::create(lock).unwrap();
+    lock.lock().unwrap();
+    lock
+}
+
+/// Whether `QUORATE_SKIP` names this test: CI runs the long ones by themselves.
+pub fn skipped(test: &str) -> bool {
+    let list = std::env::var("QUORATE_SKIP").unwrap_or_default();
+    list.split(',').any(|name| name == test)
+}
+
+/// Says loudly that a test is skipped, or fails where the environment variable `required` is set.
+pub fn skip(required: &str, test: &str, why: &str) {
+    let must = std::env::var(required).is_ok_and(|value| value == "1");
+    assert!(!must, "{test} cannot run, and {required} is set: {why}");
+    // Not `println!`: the test runner would keep it to itself.
+    let line = format!("\n!!! SKIPPED {test}: {why}\n\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
