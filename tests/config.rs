@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use clap::CommandFactory;
 use clap::Parser;
 use quorate::config;
 use quorate::config::ConfigError;
@@ -69,6 +70,33 @@ fn nothing_given_means_the_defaults() {
     let options = Options::default();
     assert_eq!(options.client_address(), "127.0.0.1:7400");
     assert_eq!(options.node_address(), "127.0.0.1:7401");
+}
+
+#[test]
+fn every_option_is_a_flag_and_the_help_tells_its_true_default() {
+    let command = Serve::command();
+    let tree = serde_json::to_value(Options::default()).unwrap();
+    for key in tree.as_object().unwrap().keys() {
+        let mut arguments = command.get_arguments();
+        let argument = arguments.find(|argument| argument.get_id() == key.as_str());
+        let argument = argument.unwrap_or_else(|| panic!("{key} has no flag"));
+        let flag = key.replace('_', "-");
+        assert_eq!(argument.get_long(), Some(flag.as_str()));
+        let variable = format!("QUORATE_{}", key.to_uppercase());
+        assert_eq!(argument.get_env().unwrap(), variable.as_str());
+        let help = argument.get_help().unwrap().to_string();
+        let Some((_, told)) = help.rsplit_once("[default: ") else {
+            continue;
+        };
+        // Some defaults are told in words.
+        if let Some(value) = told
+            .strip_suffix(']')
+            .filter(|value| !value.contains(' ') && !value.starts_with('-'))
+        {
+            let given = load(&format!("--{flag} {value}")).unwrap();
+            assert_eq!(given, Options::default(), "--{flag} {value}");
+        }
+    }
 }
 
 #[test]

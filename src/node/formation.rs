@@ -64,7 +64,7 @@ impl fmt::Display for Listed {
 pub struct FounderList {
     /// `--initial-cluster-token`.
     pub token: String,
-    /// The nodes, sorted as [`sort_key`] says.
+    /// The nodes, shorter names first, then by name.
     pub founders: Vec<Founder>,
 }
 
