@@ -1,1 +1,3 @@
 //! Workloads, histories and checks.
+
+pub mod disk;

@@ -167,6 +167,12 @@ pub enum WalError {
         /// Why.
         reason: String,
     },
+    /// What is said about a replica does not fit in a segment.
+    #[error("{bytes} bytes about a replica do not fit in a segment of the log")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
     /// The id was used here before; ids are never used twice.
     #[error("replica {0} was born on this node before")]
     BornBefore(ReplicaId),
@@ -490,8 +496,7 @@ impl Wal {
     pub async fn born(&self, id: ReplicaId, about: Bytes) -> Result<ReplicaLog, WalError> {
         let fits = about.len() as u64 <= self.door.shared.payload_bytes_max();
         if !fits {
-            let reason = format!("{} bytes do not fit in a segment", about.len());
-            return Err(WalError::Failed(reason));
+            return Err(WalError::TooLong { bytes: about.len() });
         }
         let room = self.door.room_for(about.len()).await.map_err(failed)?;
         let replica = Arc::new(Replica::unborn(id));

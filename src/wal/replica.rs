@@ -76,8 +76,9 @@ struct Pending {
 
 impl State {
     fn of(logged: Index) -> State {
+        let begins = logged.purged().map_or(0, |purged| purged.index + 1);
         State {
-            first: logged.first().unwrap_or(0),
+            first: logged.first().unwrap_or(begins),
             now: LogState {
                 purged: logged.purged(),
                 last: logged.last(),
@@ -286,11 +287,14 @@ impl Replica {
         self.state().cache.evict(number);
     }
 
-    /// An entry as it is logged at that place, from memory if it is still there.
-    pub(super) fn cached_entry(&self, index: u64, term: u64) -> Option<LogEntry> {
+    /// An entry that is logged, from memory if it is still there. For the writer.
+    pub(super) fn cached_entry(&self, index: u64) -> Option<LogEntry> {
+        let completed = *self.completed.borrow();
         let state = self.state();
-        let entry = state.cache.get(index);
-        entry.filter(|entry| entry.position.term == term).cloned()
+        // A later write may be on its way to this place; it is not what is logged.
+        let cached = state.cache.get(index);
+        let logged = cached.filter(|(number, _)| *number <= completed);
+        logged.map(|(_, entry)| entry.clone())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -576,18 +580,16 @@ impl Cache {
         }
     }
 
-    fn get(&self, index: u64) -> Option<&LogEntry> {
+    fn get(&self, index: u64) -> Option<&(u64, LogEntry)> {
         let nth = index.checked_sub(self.first)?;
-        let (_, entry) = self.entries.get(usize::try_from(nth).ok()?)?;
-        Some(entry)
+        self.entries.get(usize::try_from(nth).ok()?)
     }
 
     /// All in `range`, if the first of it is here.
     fn run(&self, range: &Range<u64>) -> Vec<LogEntry> {
         let indexes = range.clone();
-        indexes
-            .map_while(|index| self.get(index).cloned())
-            .collect()
+        let cached = indexes.map_while(|index| self.get(index));
+        cached.map(|(_, entry)| entry.clone()).collect()
     }
 
     fn append(&mut self, number: u64, entries: &[LogEntry]) {

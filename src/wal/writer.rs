@@ -271,7 +271,7 @@ impl Writer {
             !(round.full && round.records.is_empty()) || round.completes > 0,
             "a record was let in that fits in no segment"
         );
-        self.write(&round)?;
+        self.write(&mut round)?;
         self.settle(round)?;
         Ok(true)
     }
@@ -380,7 +380,7 @@ impl Writer {
         let mut read: Option<(Location, Vec<LogEntry>)> = None;
         let mut entries = Vec::with_capacity(run.len());
         for (at, slot) in run {
-            if let Some(entry) = replica.cached_entry(at, slot.term) {
+            if let Some(entry) = replica.cached_entry(at) {
                 entries.push(entry);
                 continue;
             }
@@ -413,21 +413,21 @@ impl Writer {
     }
 
     /// One write, one sync.
-    fn write(&mut self, round: &Round) -> Result<(), WalError> {
+    fn write(&mut self, round: &mut Round) -> Result<(), WalError> {
         if round.bytes.is_empty() {
             return Ok(());
         }
-        let mut bytes = Vec::with_capacity(round.bytes.len() + END_BYTES);
-        bytes.extend_from_slice(&round.bytes);
-        bytes.extend_from_slice(&[0; END_BYTES]);
+        let records = round.bytes.len();
+        round.bytes.extend_from_slice(&[0; END_BYTES]);
         self.shared.syncs().began = Some(Instant::now());
         let file = &self.segment.file;
         let path = || segment_path(&self.shared.dir, self.segment.sequence);
-        let written = file.write_at(&bytes, round.start);
+        let written = file.write_at(&round.bytes, round.start);
         written.map_err(|error| WalError::io("write", &path(), error))?;
         let synced = file.sync_data();
         synced.map_err(|error| WalError::io("sync", &path(), error))?;
-        self.segment.end = round.start + round.bytes.len() as u64;
+        round.bytes.truncate(records);
+        self.segment.end = round.start + records as u64;
         let mut syncs = self.shared.syncs();
         syncs.count += 1;
         let began = syncs.began.take();
@@ -461,6 +461,7 @@ impl Writer {
             completion,
             room,
         } = queued;
+        // What was waiting for room may come.
         drop(room);
         if let (Work::Append(entries), Some(replica)) = (&work, &replica) {
             let bytes = entries.iter().map(entry_bytes).sum();
@@ -587,7 +588,7 @@ impl Writer {
                 self.next_segment()?;
                 round = self.lay_out()?;
             }
-            self.write(&round)?;
+            self.write(&mut round)?;
             self.settle(round)?;
         }
         self.close()
@@ -601,7 +602,7 @@ impl Writer {
         let mut round = Round::new(&self.segment, self.shared.options.segment_bytes);
         if round.limit >= MARK_BYTES {
             round.mark();
-            self.write(&round)?;
+            self.write(&mut round)?;
         }
         self.end("closed");
         Ok(())
@@ -621,9 +622,6 @@ impl Writer {
             release.completion.complete(Err(closed(reason)));
         }
         for queued in self.waiting.drain(..) {
-            if let Some(replica) = &queued.replica {
-                replica.complete(queued.number);
-            }
             queued.completion.complete(Err(closed(reason)));
         }
         self.shared.end.send_replace(Some(reason.into()));
