@@ -4,3 +4,6 @@
 pub mod history;
 pub mod workload;
 pub mod processes;
+//! Workloads, histories and checks.
+
+pub mod disk;
