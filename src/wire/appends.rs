@@ -168,7 +168,10 @@ impl Inlets {
 
     fn open(&self, stream: u64) -> Result<mpsc::Receiver<Result<AppendResponse>>> {
         let (inlet, answers) = mpsc::channel(APPENDS_IN_FLIGHT_MAX + 1);
-        self.lock().as_mut().map_err(|error| error.clone())?.insert(stream, inlet);
+        self.lock()
+            .as_mut()
+            .map_err(|error| error.clone())?
+            .insert(stream, inlet);
         Ok(answers)
     }
 
@@ -192,9 +195,9 @@ impl Inlets {
             },
             Some(Body::End(_)) => None,
             Some(Body::Failed(detail)) => Some(status::from_detail_bytes(detail)),
-            Some(Body::Open(_) | Body::Request(_) | Body::Cancel(_)) | None => {
-                Some(Error::invalid("frame", "it is none for the sending end of a stream"))
-            }
+            Some(Body::Open(_) | Body::Request(_) | Body::Cancel(_)) | None => Some(
+                Error::invalid("frame", "it is none for the sending end of a stream"),
+            ),
         };
         if let (Some(inlet), Some(error)) = (self.remove(frame.stream), end) {
             let _ = inlet.try_send(Err(error));
@@ -205,7 +208,9 @@ impl Inlets {
         let mut inlets = self.lock();
         let Ok(inlets) = &mut *inlets else { return };
         // A stream that is not there was given up: its last answers may still come.
-        let Some(inlet) = inlets.get(&stream) else { return };
+        let Some(inlet) = inlets.get(&stream) else {
+            return;
+        };
         if inlet.capacity() > 1 {
             let _ = inlet.try_send(Ok(answer));
             return;
@@ -231,9 +236,14 @@ impl Reader {
         let error = loop {
             match self.answers.message().await {
                 Ok(Some(message)) => {
-                    message.frames.into_iter().for_each(|frame| self.inlets.dispatch(frame));
+                    message
+                        .frames
+                        .into_iter()
+                        .for_each(|frame| self.inlets.dispatch(frame));
                 }
-                Ok(None) => break Error::unavailable(&self.what, "it has closed the append stream"),
+                Ok(None) => {
+                    break Error::unavailable(&self.what, "it has closed the append stream");
+                }
                 Err(status) => {
                     self.lane.check(&self.connection, &status);
                     break asked(&self.what).failed(&status);
@@ -253,7 +263,10 @@ pub fn appends(
     requests: BoxStream<'static, AppendRequest>,
 ) -> BoxStream<'static, Result<AppendResponse>> {
     let opened = async move {
-        match opening.await.and_then(|carrier| Appends::open(carrier, route, requests)) {
+        match opening
+            .await
+            .and_then(|carrier| Appends::open(carrier, route, requests))
+        {
             Ok(appends) => appends.left_stream(),
             Err(error) => stream::once(async { Err(error) }).right_stream(),
         }

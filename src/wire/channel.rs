@@ -108,7 +108,9 @@ impl GrpcChannel {
             nodes: RwLock::default(),
             addresses: Mutex::default(),
         };
-        GrpcChannel { shared: Arc::new(shared) }
+        GrpcChannel {
+            shared: Arc::new(shared),
+        }
     }
 }
 
@@ -119,7 +121,11 @@ impl Channel for GrpcChannel {
     }
 
     fn address(&self, address: &str) -> Arc<dyn Service> {
-        let mut addresses = self.shared.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = self
+            .shared
+            .addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = addresses.get(address) {
             return Arc::new(Remote(Target::Address(peer.clone())));
         }
@@ -132,7 +138,11 @@ impl Channel for GrpcChannel {
     }
 
     fn learn(&self, member: Member) {
-        let mut nodes = self.shared.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self
+            .shared
+            .nodes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let known = nodes.get(&member.id).and_then(|peer| peer.member.as_ref());
         if known == Some(&member) {
             return;
@@ -202,9 +212,15 @@ impl Target {
             return Ok((peer, headers));
         }
         let (Some(me), Some(member)) = (identity.get(), &peer.member) else {
-            return Err(Error::unavailable(id, "this node is still forming its cluster"));
+            return Err(Error::unavailable(
+                id,
+                "this node is still forming its cluster",
+            ));
         };
-        let headers = peer.headers.get_or_init(|| identity::headers(&me, member)).clone();
+        let headers = peer
+            .headers
+            .get_or_init(|| identity::headers(&me, member))
+            .clone();
         Ok((peer, headers))
     }
 }
@@ -443,14 +459,16 @@ impl Outgoing {
         };
         let request = v1::HeartbeatRequest { beats: vec![beat] };
         let response = self.transport().heartbeat(self.wrap(request)).await?;
-        let answer = response.into_inner().answers.pop().and_then(|answer| answer.kind);
+        let answer = response
+            .into_inner()
+            .answers
+            .pop()
+            .and_then(|answer| answer.kind);
         match answer {
             Some(Kind::Agreement(agreement)) => {
                 Ok(Response::Append(convert::appended_of(agreement)?))
             }
-            Some(Kind::Failed(detail)) => {
-                Err(Failure::Said(status::from_detail_bytes(detail)))
-            }
+            Some(Kind::Failed(detail)) => Err(Failure::Said(status::from_detail_bytes(detail))),
             None => Err(Error::invalid("answers", "there is none for the beat").into()),
         }
     }

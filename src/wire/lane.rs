@@ -104,7 +104,11 @@ impl Lane {
     /// The connection has broken; the next call makes another one.
     pub fn broken(&self, connection: &Connection) {
         let mut state = self.lock();
-        if state.connection.as_ref().is_some_and(|current| current.number == connection.number) {
+        if state
+            .connection
+            .as_ref()
+            .is_some_and(|current| current.number == connection.number)
+        {
             state.connection = None;
         }
     }
@@ -114,7 +118,9 @@ impl Lane {
         if let Some(connection) = &state.connection {
             return Ok(Some(connection.clone()));
         }
-        let Some(refusal) = &state.refusal else { return Ok(None) };
+        let Some(refusal) = &state.refusal else {
+            return Ok(None);
+        };
         let wait = refusal.until.saturating_duration_since(Instant::now());
         if wait.is_zero() {
             return Ok(None);
@@ -134,12 +140,17 @@ impl Lane {
 
     fn refused(&self, reason: String) -> Error {
         let mut state = self.lock();
-        let backoff = state.refusal.as_ref().map_or(BACKOFF_MIN, |last| {
-            BACKOFF_MAX.min(last.backoff * 2)
-        });
+        let backoff = state
+            .refusal
+            .as_ref()
+            .map_or(BACKOFF_MIN, |last| BACKOFF_MAX.min(last.backoff * 2));
         let error = self.unavailable(&reason, backoff);
         let until = Instant::now() + backoff;
-        state.refusal = Some(Refusal { until, backoff, reason });
+        state.refusal = Some(Refusal {
+            until,
+            backoff,
+            reason,
+        });
         error
     }
 
@@ -159,7 +170,10 @@ impl Lane {
 fn endpoint(address: &str, quiet: bool) -> Result<Endpoint> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
     let endpoint = endpoint.map_err(|error| {
-        Error::invalid("address", format!("{address:?} is not host:port: {}", sentence(&error)))
+        Error::invalid(
+            "address",
+            format!("{address:?} is not host:port: {}", sentence(&error)),
+        )
     })?;
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)

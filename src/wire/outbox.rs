@@ -70,7 +70,11 @@ impl Outbox {
         if state.bytes < WAITING_BYTES_MAX || state.closed {
             return Poll::Ready(());
         }
-        if !state.held_back.iter().any(|waker| waker.will_wake(context.waker())) {
+        if !state
+            .held_back
+            .iter()
+            .any(|waker| waker.will_wake(context.waker()))
+        {
             state.held_back.push(context.waker().clone());
         }
         Poll::Pending

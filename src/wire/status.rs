@@ -54,7 +54,13 @@ pub fn to_status(error: &Error, request: Option<RequestId>) -> Status {
     if let Some(id) = request {
         let request_id = uuid::Uuid::from_bytes(id.0).to_string();
         let serving_data = String::new();
-        details.push(any(REQUEST_URL, &pb::RequestInfo { request_id, serving_data }));
+        details.push(any(
+            REQUEST_URL,
+            &pb::RequestInfo {
+                request_id,
+                serving_data,
+            },
+        ));
     }
     let message = shortened(&error.to_string());
     let code = code(error);
@@ -147,11 +153,9 @@ fn kind_out(error: &Error) -> Kind {
             after_ms: milliseconds(*after),
         }),
         Error::ClockAhead { .. } => Kind::ClockAhead(v1::ClockAheadError {}),
-        Error::TooLateToKnow { retry_window, .. } => {
-            Kind::TooLateToKnow(v1::TooLateToKnowError {
-                retry_window_ms: milliseconds(*retry_window),
-            })
-        }
+        Error::TooLateToKnow { retry_window, .. } => Kind::TooLateToKnow(v1::TooLateToKnowError {
+            retry_window_ms: milliseconds(*retry_window),
+        }),
         Error::StaleEpoch { group } => Kind::StaleEpoch(v1::StaleEpochError {
             group: group_number(*group),
         }),
@@ -438,17 +442,44 @@ mod tests {
         let wait = Duration::from_millis(120);
         vec![
             Error::invalid("key", "too long"),
-            Error::NotLeader { group: GroupId::Shard(ShardId(3)), leader: Some(NodeId(2)) },
-            Error::NotLeader { group: GroupId::Placement, leader: None },
-            Error::Unavailable { what: text(), reason: text(), retry_after: wait },
-            Error::Overloaded { queue: text(), retry_after: wait },
+            Error::NotLeader {
+                group: GroupId::Shard(ShardId(3)),
+                leader: Some(NodeId(2)),
+            },
+            Error::NotLeader {
+                group: GroupId::Placement,
+                leader: None,
+            },
+            Error::Unavailable {
+                what: text(),
+                reason: text(),
+                retry_after: wait,
+            },
+            Error::Overloaded {
+                queue: text(),
+                retry_after: wait,
+            },
             Error::NoSpace { free_bytes: 4096 },
-            Error::Unknown { request: id(), reason: text() },
-            Error::Timeout { what: text(), after: wait },
+            Error::Unknown {
+                request: id(),
+                reason: text(),
+            },
+            Error::Timeout {
+                what: text(),
+                after: wait,
+            },
             Error::ClockAhead { wait },
-            Error::TooLateToKnow { request: id(), retry_window: wait },
-            Error::StaleEpoch { group: GroupId::Shard(ShardId(1)) },
-            Error::WrongCluster { expected: ClusterId([1; 16]), actual: ClusterId([2; 16]) },
+            Error::TooLateToKnow {
+                request: id(),
+                retry_window: wait,
+            },
+            Error::StaleEpoch {
+                group: GroupId::Shard(ShardId(1)),
+            },
+            Error::WrongCluster {
+                expected: ClusterId([1; 16]),
+                actual: ClusterId([2; 16]),
+            },
             Error::WrongNode {
                 expected: NodeId(1),
                 expected_incarnation: Incarnation([1; 16]),
@@ -477,7 +508,10 @@ mod tests {
         let violations = status.get_details_bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "key");
         let wait = Duration::from_millis(70);
-        let full = Error::Overloaded { queue: "q".to_owned(), retry_after: wait };
+        let full = Error::Overloaded {
+            queue: "q".to_owned(),
+            retry_after: wait,
+        };
         let details = to_status(&full, None).get_error_details();
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(wait));
         assert_eq!(details.error_info().unwrap().reason, "OVERLOADED");
@@ -494,14 +528,23 @@ mod tests {
             let status = Status::new(Code::from_i32(code), "broken pipe");
             let write = asked(Some(id())).failed(&status);
             assert_eq!(write.effect(), Effect::Unknown, "{write}");
-            assert!(!matches!(asked(None).failed(&status), Error::Unknown { .. }));
+            assert!(!matches!(
+                asked(None).failed(&status),
+                Error::Unknown { .. }
+            ));
         }
         let reset = Status::unavailable("connection reset");
         let read = asked(None).failed(&reset);
         assert!(matches!(read, Error::Unavailable { .. }));
         let said = to_status(&Error::NoSpace { free_bytes: 1 }, Some(id()));
-        assert_eq!(asked(Some(id())).failed(&said), Error::NoSpace { free_bytes: 1 });
-        assert!(matches!(asked(Some(id())).timed_out(), Error::Unknown { .. }));
+        assert_eq!(
+            asked(Some(id())).failed(&said),
+            Error::NoSpace { free_bytes: 1 }
+        );
+        assert!(matches!(
+            asked(Some(id())).timed_out(),
+            Error::Unknown { .. }
+        ));
     }
 
     #[test]
