@@ -181,7 +181,7 @@ mod tests {
         let outbox = Arc::new(Outbox::default());
         let mut taker = Taker::of(outbox.clone());
         assert_eq!(taker.next().now_or_never(), None);
-        (1..=3).for_each(|number| outbox.push(frame(number, 10)));
+        assert!((1..=3).all(|number| outbox.push(frame(number, 10))));
         assert_eq!(numbers(taker.next().now_or_never()), [1, 2, 3]);
         outbox.push(frame(4, MESSAGE_BYTES_ENOUGH));
         outbox.push(frame(5, 1));
