@@ -2,6 +2,7 @@
 
 pub mod options;
 pub mod http;
+pub mod grpc;
 
 use std::net::SocketAddr;
 

@@ -4,6 +4,4 @@
 pub mod history;
 pub mod workload;
 pub mod processes;
-//! Workloads, histories and checks.
-
 pub mod disk;

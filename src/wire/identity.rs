@@ -46,7 +46,9 @@ impl IdentityCell {
 
     /// Says who the node is. Fails with the identity that it has already.
     pub fn set(&self, identity: Identity) -> Result<(), Identity> {
-        self.0.set(identity).map_err(|_| self.0.get().copied().unwrap_or(identity))
+        self.0
+            .set(identity)
+            .map_err(|_| self.0.get().copied().unwrap_or(identity))
     }
 }
 
@@ -69,7 +71,10 @@ pub fn headers(from: &Identity, to: &Member) -> MetadataMap {
 pub fn check(headers: &MetadataMap, me: &Identity) -> Result<NodeId> {
     let expected = ClusterId(hex(headers, CLUSTER_HEADER)?);
     if expected != me.cluster {
-        return Err(Error::WrongCluster { expected, actual: me.cluster });
+        return Err(Error::WrongCluster {
+            expected,
+            actual: me.cluster,
+        });
     }
     let expected = NodeId(number(headers, TO_HEADER)?);
     let expected_incarnation = Incarnation(hex(headers, INCARNATION_HEADER)?);
@@ -96,15 +101,16 @@ fn text<'a>(headers: &'a MetadataMap, name: &'static str) -> Result<&'a str> {
 
 fn number(headers: &MetadataMap, name: &'static str) -> Result<u64> {
     let text = text(headers, name)?;
-    text.parse().map_err(|_| Error::invalid(name, format!("{text:?} is not a number")))
+    text.parse()
+        .map_err(|_| Error::invalid(name, format!("{text:?} is not a number")))
 }
 
 fn hex(headers: &MetadataMap, name: &'static str) -> Result<[u8; 16]> {
     let text = text(headers, name)?;
     let number = (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok());
-    let number = number.flatten().ok_or_else(|| {
-        Error::invalid(name, format!("{text:?} is not 32 hexadecimal digits"))
-    })?;
+    let number = number
+        .flatten()
+        .ok_or_else(|| Error::invalid(name, format!("{text:?} is not 32 hexadecimal digits")))?;
     Ok(number.to_be_bytes())
 }
 
@@ -136,11 +142,17 @@ mod tests {
         let headers = headers(&from, &member(&to));
         assert_eq!(check(&headers, &to), Ok(NodeId(1)));
         for other in [identity(1, 3, 0xa2), identity(1, 2, 3)] {
-            assert!(matches!(check(&headers, &other), Err(Error::WrongNode { .. })));
+            assert!(matches!(
+                check(&headers, &other),
+                Err(Error::WrongNode { .. })
+            ));
         }
         let other = check(&headers, &identity(9, 2, 0xa2));
         assert!(matches!(other, Err(Error::WrongCluster { .. })));
-        assert!(matches!(check(&MetadataMap::new(), &to), Err(Error::Invalid { .. })));
+        assert!(matches!(
+            check(&MetadataMap::new(), &to),
+            Err(Error::Invalid { .. })
+        ));
     }
 
     #[test]

@@ -14,5 +14,4 @@ pub mod v1 {
 }
 
 /// The description of every message and service, for server reflection.
-pub const DESCRIPTORS: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/quorate.descriptors"));
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/quorate.descriptors"));

@@ -71,49 +71,61 @@ pub fn batch_get_of(request: v1::BatchGetRequest) -> Result<Meant<BatchGet>> {
     Ok((BatchGet { keys, read }, cluster))
 }
 
-/// Checks a Put. `make` gives an id where the request has none.
-pub fn put_of(request: v1::PutRequest, make: &dyn Fn() -> RequestId) -> Result<Meant<Write>> {
+/// Checks a Put. Its id comes from [`id_of`].
+pub fn put_of(request: v1::PutRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     let mut size = Size::default();
     let key = size.key("key", request.key)?;
     let value = size.value("value", request.value)?;
-    let id = id_of(&request.request_id, make)?;
     Ok((one(id, Operation::Put { key, value }), cluster))
 }
 
-/// Checks a Delete. `make` gives an id where the request has none.
-pub fn delete_of(request: v1::DeleteRequest, make: &dyn Fn() -> RequestId) -> Result<Meant<Write>> {
+/// Checks a Delete. Its id comes from [`id_of`].
+pub fn delete_of(request: v1::DeleteRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     let key = Size::default().key("key", request.key)?;
-    let id = id_of(&request.request_id, make)?;
     Ok((one(id, Operation::Delete { key }), cluster))
 }
 
-/// Checks a DeleteRange. `make` gives an id where the request has none.
-pub fn delete_range_of(
-    request: v1::DeleteRangeRequest,
-    make: &dyn Fn() -> RequestId,
-) -> Result<Meant<Write>> {
+/// Checks a DeleteRange. Its id comes from [`id_of`].
+pub fn delete_range_of(request: v1::DeleteRangeRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     let range = range_of("range", required("range", request.range)?)?;
     let limit = match request.limit {
         0 => DELETE_RANGE_KEYS_MAX,
         limit => limit,
     };
-    at_most("limit", "keys", limit as usize, DELETE_RANGE_KEYS_MAX as usize)?;
-    let id = id_of(&request.request_id, make)?;
+    at_most(
+        "limit",
+        "keys",
+        limit as usize,
+        DELETE_RANGE_KEYS_MAX as usize,
+    )?;
     let kind = WriteKind::Range { range, limit };
     Ok((Write { id, kind }, cluster))
 }
 
-/// Checks a Write. `make` gives an id where the request has none.
-pub fn write_of(request: v1::WriteRequest, make: &dyn Fn() -> RequestId) -> Result<Meant<Write>> {
+/// Checks a Write. Its id comes from [`id_of`].
+pub fn write_of(request: v1::WriteRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     if request.operations.is_empty() {
-        return Err(Error::invalid("operations", "at least one operation is needed"));
+        return Err(Error::invalid(
+            "operations",
+            "at least one operation is needed",
+        ));
     }
-    at_most("operations", "operations", request.operations.len(), KEYS_MAX)?;
-    at_most("conditions", "conditions", request.conditions.len(), KEYS_MAX)?;
+    at_most(
+        "operations",
+        "operations",
+        request.operations.len(),
+        KEYS_MAX,
+    )?;
+    at_most(
+        "conditions",
+        "conditions",
+        request.conditions.len(),
+        KEYS_MAX,
+    )?;
     let mut size = Size::default();
     let conditions = request.conditions.into_iter();
     let conditions = conditions.map(|condition| condition_of(condition, &mut size));
@@ -122,8 +134,10 @@ pub fn write_of(request: v1::WriteRequest, make: &dyn Fn() -> RequestId) -> Resu
     let operations = operations.map(|operation| operation_of(operation, &mut size));
     let operations = operations.collect::<Result<Vec<_>>>()?;
     check_each_key_once(&operations)?;
-    let id = id_of(&request.request_id, make)?;
-    let kind = WriteKind::Keys { conditions, operations };
+    let kind = WriteKind::Keys {
+        conditions,
+        operations,
+    };
     Ok((Write { id, kind }, cluster))
 }
 
@@ -144,7 +158,10 @@ pub fn scan_of(request: v1::ScanRequest) -> Result<Meant<WholeScan>> {
     check_bound("prefix", &request.prefix)?;
     let range = match request.range {
         Some(_) if !request.prefix.is_empty() => {
-            return Err(Error::invalid("prefix", "it cannot be set together with range"));
+            return Err(Error::invalid(
+                "prefix",
+                "it cannot be set together with range",
+            ));
         }
         Some(range) => range_of("range", range)?,
         None => KeyRange::of_prefix(&request.prefix),
@@ -161,7 +178,14 @@ pub fn scan_of(request: v1::ScanRequest) -> Result<Meant<WholeScan>> {
         read: read_of(request.read)?,
         as_of: (request.as_of != 0).then_some(Timestamp(request.as_of)),
     };
-    Ok((WholeScan { scan, keys_max, bytes_max }, cluster))
+    Ok((
+        WholeScan {
+            scan,
+            keys_max,
+            bytes_max,
+        },
+        cluster,
+    ))
 }
 
 /// The id of a write: a UUIDv7 as sent, or a new one.
@@ -171,7 +195,10 @@ pub fn id_of(bytes: &[u8], make: &dyn Fn() -> RequestId) -> Result<RequestId> {
     }
     let id = RequestId(sixteen("request_id", bytes)?);
     if !id.is_valid() {
-        return Err(Error::invalid("request_id", "it is not a UUID of version 7"));
+        return Err(Error::invalid(
+            "request_id",
+            "it is not a UUID of version 7",
+        ));
     }
     Ok(id)
 }
@@ -180,7 +207,10 @@ fn read_of(number: i32) -> Result<ReadKind> {
     match v1::ReadKind::try_from(number) {
         Ok(v1::ReadKind::Unspecified | v1::ReadKind::Linearizable) => Ok(ReadKind::Linearizable),
         Ok(v1::ReadKind::Follower) => Ok(ReadKind::Follower),
-        Err(_) => Err(Error::invalid("read", format!("{number} is no kind of read"))),
+        Err(_) => Err(Error::invalid(
+            "read",
+            format!("{number} is no kind of read"),
+        )),
     }
 }
 
@@ -188,7 +218,10 @@ fn condition_of(condition: v1::Condition, size: &mut Size) -> Result<Condition> 
     use v1::condition::Must;
     let key = size.key("conditions.key", condition.key)?;
     match required("conditions.must", condition.must)? {
-        Must::Version(version) => Ok(Condition::Version { key, version: Timestamp(version) }),
+        Must::Version(version) => Ok(Condition::Version {
+            key,
+            version: Timestamp(version),
+        }),
         Must::Value(value) => {
             let value = size.value("conditions.value", value)?;
             Ok(Condition::Value { key, value })
@@ -287,7 +320,10 @@ pub fn write_out(write: Write, cluster: Option<ClusterId>) -> WriteOut {
     let request_id = sixteen_bytes(write.id.0);
     let cluster_id = cluster_bytes(cluster);
     match write.kind {
-        WriteKind::Keys { conditions, operations } => WriteOut::Keys(v1::WriteRequest {
+        WriteKind::Keys {
+            conditions,
+            operations,
+        } => WriteOut::Keys(v1::WriteRequest {
             conditions: conditions.into_iter().map(condition_out).collect(),
             operations: operations.into_iter().map(operation_out).collect(),
             request_id,
@@ -316,7 +352,10 @@ fn condition_out(condition: Condition) -> v1::Condition {
         Condition::Value { key, value } => (key, Must::Value(value)),
         Condition::Exists { key } => (key, Must::Exists(true)),
     };
-    v1::Condition { key, must: Some(must) }
+    v1::Condition {
+        key,
+        must: Some(must),
+    }
 }
 
 fn operation_out(operation: Operation) -> v1::Operation {
@@ -343,7 +382,10 @@ pub fn batch_got_out(
     found: Vec<Option<Versioned>>,
     answered: Answered,
 ) -> Result<v1::BatchGetResponse> {
-    let bytes = found.iter().flatten().map(|versioned| versioned.value.len());
+    let bytes = found
+        .iter()
+        .flatten()
+        .map(|versioned| versioned.value.len());
     let unit = "bytes of values for one answer; ask for fewer keys: they";
     at_most("keys", unit, bytes.sum(), BATCH_ANSWER_BYTES_MAX)?;
     let items = found.into_iter().map(|found| v1::BatchGetItem {
@@ -447,9 +489,15 @@ pub enum Written {
 pub fn written(outcome: WriteOutcome, id: RequestId, answered: &Answered) -> Result<Written> {
     use std::time::Duration;
     match outcome {
-        WriteOutcome::Done { version, deleted, resume } => {
-            Ok(Written::Done(Done { version, deleted, resume }))
-        }
+        WriteOutcome::Done {
+            version,
+            deleted,
+            resume,
+        } => Ok(Written::Done(Done {
+            version,
+            deleted,
+            resume,
+        })),
         WriteOutcome::ConditionFailed { condition, actual } => {
             Ok(Written::ConditionFailed { condition, actual })
         }
@@ -478,7 +526,11 @@ fn versioned_out(versioned: Versioned) -> v1::Versioned {
 }
 
 fn answered_out(answered: Answered, id: Option<RequestId>) -> v1::Answered {
-    let role = if answered.leader { v1::Role::Leader } else { v1::Role::Follower };
+    let role = if answered.leader {
+        v1::Role::Leader
+    } else {
+        v1::Role::Follower
+    };
     v1::Answered {
         shard: answered.shard.0,
         replica: answered.replica.0,

@@ -89,7 +89,10 @@ fn check_value(field: &str, value: &[u8]) -> Result<()> {
 
 fn at_most(field: &str, unit: &str, count: usize, max: usize) -> Result<()> {
     if count > max {
-        return Err(Error::invalid(field, format!("{count} {unit} are over the limit of {max}")));
+        return Err(Error::invalid(
+            field,
+            format!("{count} {unit} are over the limit of {max}"),
+        ));
     }
     Ok(())
 }
@@ -113,7 +116,12 @@ impl Size {
 
     fn add(&mut self, bytes: usize) -> Result<()> {
         self.0 += bytes;
-        at_most("request", "bytes of keys and values", self.0, REQUEST_BYTES_MAX)
+        at_most(
+            "request",
+            "bytes of keys and values",
+            self.0,
+            REQUEST_BYTES_MAX,
+        )
     }
 }
 
@@ -124,7 +132,10 @@ fn range_of(field: &str, range: v1::KeyRange) -> Result<KeyRange> {
     if end.as_ref().is_some_and(|end| *end < range.start) {
         return Err(Error::invalid(field, "its end is before its start"));
     }
-    Ok(KeyRange { start: range.start, end })
+    Ok(KeyRange {
+        start: range.start,
+        end,
+    })
 }
 
 fn range_out(range: KeyRange) -> v1::KeyRange {

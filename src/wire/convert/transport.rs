@@ -99,9 +99,19 @@ pub fn append_of(append: v1::Entries) -> Result<AppendRequest> {
     let entries = append.entries.into_iter().map(entry_of);
     let entries: Vec<LogEntry> = entries.collect::<Result<_>>()?;
     let indexes = entries.iter().map(|entry| entry.position.index);
-    let indexes = previous.iter().map(|position| position.index).chain(indexes);
-    if !indexes.clone().zip(indexes.skip(1)).all(|(one, next)| one.checked_add(1) == Some(next)) {
-        return Err(Error::invalid("entries", "there is a gap between their indexes"));
+    let indexes = previous
+        .iter()
+        .map(|position| position.index)
+        .chain(indexes);
+    if !indexes
+        .clone()
+        .zip(indexes.skip(1))
+        .all(|(one, next)| one.checked_add(1) == Some(next))
+    {
+        return Err(Error::invalid(
+            "entries",
+            "there is a gap between their indexes",
+        ));
     }
     Ok(AppendRequest {
         vote: vote_of(append.vote)?,
@@ -273,13 +283,15 @@ pub fn formed_out(response: FormResponse) -> v1::FormResponse {
     use v1::form_response;
     let state = match response {
         FormResponse::Forming(request) => form_response::State::Forming(form_out(request)),
-        FormResponse::Formed { token, cluster, founders } => {
-            form_response::State::Formed(form_response::Formed {
-                token,
-                cluster_id: sixteen_bytes(cluster.0),
-                founders: founders.into_iter().map(founder_out).collect(),
-            })
-        }
+        FormResponse::Formed {
+            token,
+            cluster,
+            founders,
+        } => form_response::State::Formed(form_response::Formed {
+            token,
+            cluster_id: sixteen_bytes(cluster.0),
+            founders: founders.into_iter().map(founder_out).collect(),
+        }),
     };
     v1::FormResponse { state: Some(state) }
 }
@@ -292,7 +304,11 @@ pub fn formed_of(response: v1::FormResponse) -> Result<FormResponse> {
         State::Formed(formed) => Ok(FormResponse::Formed {
             token: formed.token,
             cluster: ClusterId(sixteen("cluster_id", &formed.cluster_id)?),
-            founders: formed.founders.into_iter().map(founder_of).collect::<Result<_>>()?,
+            founders: formed
+                .founders
+                .into_iter()
+                .map(founder_of)
+                .collect::<Result<_>>()?,
         }),
     }
 }
