@@ -27,7 +27,7 @@ const ROUNDS: u64 = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answered_write_survives_kills_of_leader_follower_and_all() {
-    let mut rig = Rig::start(&[]).await;
+    let mut rig = Rig::start(support::SMALL_LOG).await;
     let mut total = History::default();
     for round in 0..ROUNDS {
         let victims = [Victims::Leader, Victims::Follower, Victims::All][round as usize % 3];
@@ -99,7 +99,7 @@ async fn a_node_that_stands_still_and_goes_on_answers_nothing_stale() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_behind_the_purged_log_catches_up_by_snapshot_while_writes_go_on() {
-    let mut rig = Rig::start(&[]).await;
+    let mut rig = Rig::start(support::SMALL_LOG).await;
     let writers = support::write(&rig.nodes, "behind/", 3);
     support::answered(&writers, 100, "before the stop").await;
     let leader = rig.leader().await;
