@@ -1,1 +1,207 @@
-//! The command line.
+//! The command line: what there is to type, and who does it.
+//!
+//! Results go to standard output, everything said to a person goes to standard error, and the exit code
+//! tells a script: 0 done, 1 error, 2 cannot reach, 3 bad input, 4 not found.
+
+pub mod failure;
+pub mod text;
+pub mod records;
+pub mod world;
+pub mod progress;
+pub mod context;
+pub mod keys;
+pub mod import;
+pub mod export;
+pub mod cluster;
+pub mod load;
+pub mod bench;
+pub mod serve;
+pub mod dev;
+
+use std::time::Duration;
+
+use clap::CommandFactory;
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::cli::context::Context;
+use crate::cli::failure::Failure;
+use crate::cli::text::Format;
+use crate::cli::world::World;
+use crate::types::ClusterId;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done, 1 error, 2 cannot reach, 3 bad input, 4 not found";
+
+/// Everything that can be typed.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", version, about, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What holds for every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What holds for every verb.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Common options")]
+pub struct Global {
+    /// Nodes to ask, as HOST:PORT[,HOST:PORT...]; any node answers for any key
+    #[arg(
+        long,
+        env = "QUORATE_ENDPOINTS",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400",
+        value_parser = parse_endpoint,
+        global = true
+    )]
+    pub endpoints: Vec<String>,
+    /// How results are written
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "table",
+        global = true
+    )]
+    pub format: Format,
+    /// Time for each request with all its attempts, such as 500ms or 10s [default: 10s; import: 60s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, global = true)]
+    pub timeout: Option<Duration>,
+    /// The cluster that is meant, as `status` prints it; a node of another one refuses
+    #[arg(long, value_name = "ID", value_parser = parse_cluster, global = true)]
+    pub cluster: Option<ClusterId>,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Print the value of a key
+    Get(keys::GetArgs),
+    /// Store a value
+    Put(keys::PutArgs),
+    /// Remove a key or a range of keys
+    Delete(keys::DeleteArgs),
+    /// Store a value if the key is as expected
+    Cas(keys::CasArgs),
+    /// List keys in order
+    Scan(keys::ScanArgs),
+    /// Store the records of a JSON Lines file
+    Import(import::ImportArgs),
+    /// Write all records, or a range of them, as JSON Lines
+    Export(export::ExportArgs),
+    /// Show nodes, groups and leaders
+    Status(cluster::StatusArgs),
+    /// Hand the leadership of a group to another node
+    Transfer(cluster::TransferArgs),
+    /// Ask the node on this machine whether it is ready: for container health checks
+    Health(cluster::HealthArgs),
+    /// Measure throughput and latency
+    Bench(bench::BenchArgs),
+    /// Run a node
+    Serve(serve::Args),
+    /// Run a whole cluster on this machine
+    Dev(dev::Args),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example:\n  quorate completions bash > ~/.local/share/bash-completion/completions/quorate"
+    )]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Does what was typed.
+pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
+    let context = Context::new(cli.global, world);
+    let result = match cli.verb {
+        Verb::Get(args) => keys::get(args, &context).await,
+        Verb::Put(args) => keys::put(args, &context).await,
+        Verb::Delete(args) => keys::delete(args, &context).await,
+        Verb::Cas(args) => keys::cas(args, &context).await,
+        Verb::Scan(args) => keys::scan(args, &context).await,
+        Verb::Import(args) => import::run(args, &context).await,
+        Verb::Export(args) => export::run(args, &context).await,
+        Verb::Status(args) => cluster::status(args, &context).await,
+        Verb::Transfer(args) => cluster::transfer(args, &context).await,
+        Verb::Health(args) => cluster::health(args, &context).await,
+        Verb::Bench(args) => bench::run(args, &context).await,
+        Verb::Serve(args) => serve::run(args).await,
+        Verb::Dev(args) => dev::run(args).await,
+        Verb::Completions { shell } => completions(shell, &context),
+    };
+    // What was printed before a failure still belongs to the reader.
+    let flushed = context.world.flush();
+    let failure = match result.and(flushed) {
+        Ok(()) => return Ok(()),
+        Err(failure) => failure,
+    };
+    context.tell_failure(&failure);
+    Err(failure)
+}
+
+fn completions(shell: clap_complete::Shell, context: &Context) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "quorate", &mut script);
+    context.world.print(script)
+}
+
+fn parse_endpoint(text: &str) -> Result<String, String> {
+    let port = text
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()));
+    match port {
+        Some((host, Ok(_))) if !host.is_empty() => Ok(text.to_string()),
+        _ => Err("it must be HOST:PORT".to_string()),
+    }
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time.is_zero() {
+        return Err("it must be longer than nothing".to_string());
+    }
+    Ok(time)
+}
+
+fn parse_cluster(text: &str) -> Result<ClusterId, String> {
+    text::decode_id(text).map(ClusterId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_that_talks_to_a_cluster_has_an_example() {
+        for verb in Cli::command().get_subcommands() {
+            if ["serve", "dev", "help"].contains(&verb.get_name()) {
+                continue;
+            }
+            let help = verb.get_after_help().map(ToString::to_string);
+            let name = verb.get_name();
+            let example = help.is_some_and(|help| help.contains(&format!("quorate {name}")));
+            assert!(example, "{name}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_host_and_port() {
+        assert!(parse_endpoint("127.0.0.1:7400").is_ok() && parse_endpoint("[::1]:7400").is_ok());
+        for wrong in ["", "localhost", ":7400", "a:port", "a:70000"] {
+            assert!(parse_endpoint(wrong).is_err(), "{wrong}");
+        }
+    }
+}

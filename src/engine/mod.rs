@@ -3,6 +3,14 @@
 //! A batch is atomic and in order with other batches, but not durable until [`Engine::flush`] has
 //! returned; what a crash takes is replayed from the log. There is one engine per node, for all groups.
 
+pub mod memory;
+pub mod overlay;
+pub mod sled;
+
+pub use memory::MemoryEngine;
+pub use overlay::Overlay;
+pub use sled::SledEngine;
+
 /// Why the engine could not do it. Poisons the node: nothing is tried again.
 #[derive(Debug, thiserror::Error)]
 #[error("engine: {0}")]

@@ -1,1 +1,31 @@
 //! The replicated state machine of one key range. Decides only.
+//!
+//! Everything that a replica of a shard stores is in the node's engine: its keys in a *slot* of the
+//! engine's key space ([`slots`]), and one [`row`](row::Row) that says how far it has come, which
+//! range it holds and where its keys are. The row changes in the same batch as the keys.
+//!
+//! [`apply`] turns committed entries into batches; it is a function of the row, the keys and the
+//! entries alone, so that all replicas stay equal. [`read`] answers readers while entries are applied.
+//! [`walk`] goes through the state as of one position: for snapshots ([`snapshot`]) and for the hash
+//! that replicas are compared by. [`machine`] holds it together behind the cut that Raft sees.
+
+pub mod command;
+pub mod row;
+pub mod slots;
+pub mod apply;
+pub mod read;
+pub mod walk;
+pub mod snapshot;
+pub mod machine;
+
+pub use command::Command;
+pub use machine::Seed;
+pub use machine::ShardMachine;
+pub use machine::replicas;
+pub use machine::seed;
+pub use read::ReadAt;
+pub use read::ReadError;
+pub use read::ShardReader;
+pub use read::StateHash;
+pub use row::Row;
+pub use slots::Slots;

@@ -126,7 +126,7 @@ pub enum Response {
     /// To [`Request::TransferLeader`].
     TransferLeader,
     /// To [`Request::ReadPosition`].
-    ReadPosition(Option<Position>),
+    ReadPosition(Position),
     /// To [`Request::Vote`].
     Vote(VoteResponse),
     /// To [`Request::Append`].
@@ -250,7 +250,7 @@ pub enum AppendResponse {
     /// The logs are equal up to here.
     Matched(Option<Position>),
     /// The logs differ at this place.
-    Conflict(Option<Position>),
+    Conflict(Position),
     /// The receiver has seen a later vote.
     HigherVote(Vote),
 }
@@ -275,6 +275,8 @@ pub struct SnapshotHeader {
     pub vote: Vote,
     /// The last entry that the snapshot contains.
     pub position: Option<Position>,
+    /// Where that membership stood.
+    pub membership_position: Option<Position>,
     /// The membership in force there, encoded by `raft/`.
     pub membership: Bytes,
 }

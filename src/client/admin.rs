@@ -1,0 +1,146 @@
+//! Questions about the cluster, and orders to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::client::sender::Sender;
+use crate::error::Error;
+use crate::error::Result;
+use crate::types::GroupId;
+use crate::types::NodeId;
+use crate::types::node::Member;
+use crate::wire::request::NodeStatus;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+use crate::wire::request::TransferLeader;
+
+/// What every node that can be asked says, and which could not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterStatus {
+    /// By node; at least one.
+    pub nodes: BTreeMap<NodeId, NodeStatus>,
+    /// Members that did not answer, and why.
+    pub silent: BTreeMap<NodeId, (Member, Error)>,
+    /// Addresses given by the caller at which nobody answered, and why.
+    pub unreachable: BTreeMap<String, Error>,
+}
+
+/// The cluster as such. Cloning shares connections and routes.
+#[derive(Clone)]
+pub struct Admin {
+    sender: Arc<Sender>,
+}
+
+impl Admin {
+    /// Over the sender given.
+    pub fn new(sender: Arc<Sender>) -> Admin {
+        Admin { sender }
+    }
+
+    /// What one node knows: whichever answers first in turn. Cancel-safe.
+    pub async fn status(&self, deadline: Option<Duration>) -> Result<NodeStatus> {
+        match self.sender.send(Request::Status, deadline).await? {
+            Response::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the node at `address` says of itself; asked once. Cancel-safe.
+    pub async fn status_of(&self, address: &str, deadline: Duration) -> Result<NodeStatus> {
+        match self.sender.ask(address, Request::Status, deadline).await? {
+            Response::Status(status) => Ok(*status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks every address given and every member that those name, each once, `each` long at most.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// The first error when nobody at all answers.
+    pub async fn cluster(&self, each: Duration) -> Result<ClusterStatus> {
+        let given = self.sender.addresses();
+        let mut cluster = ClusterStatus {
+            nodes: BTreeMap::new(),
+            silent: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
+        };
+        for (address, answer) in self.ask_all(given, each).await {
+            match answer {
+                Ok(status) => {
+                    cluster.nodes.insert(status.member.id, status);
+                }
+                Err(error) => {
+                    cluster.unreachable.insert(address, error);
+                }
+            }
+        }
+        if cluster.nodes.is_empty() {
+            let first = cluster.unreachable.into_values().next();
+            return Err(first.unwrap_or_else(|| Error::unavailable("the cluster", "no address")));
+        }
+        let missing = missing_members(&cluster);
+        let addresses = missing.iter().map(|member| member.client_address.clone());
+        let answers = self.ask_all(addresses.collect(), each).await;
+        for (member, (_, answer)) in missing.into_iter().zip(answers) {
+            match answer {
+                // Another node at the member's address is not the member.
+                Ok(status) if status.member.id != member.id => {
+                    let error = Error::unavailable(member.id, "another node answers there");
+                    cluster.silent.insert(member.id, (member, error));
+                }
+                Ok(status) => {
+                    cluster.nodes.insert(status.member.id, status);
+                }
+                Err(error) => {
+                    cluster.silent.insert(member.id, (member, error));
+                }
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// Hands a group's leadership to the node `to`, or to one that the leader chooses. Sent again it
+    /// does no harm, so an uncertain attempt is repeated. Cancel-safe.
+    pub async fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: Option<NodeId>,
+        deadline: Option<Duration>,
+    ) -> Result<()> {
+        let request = Request::TransferLeader(TransferLeader { group, to });
+        match self.sender.send(request, deadline).await? {
+            Response::TransferLeader => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn ask_all(
+        &self,
+        addresses: Vec<String>,
+        each: Duration,
+    ) -> Vec<(String, Result<NodeStatus>)> {
+        let questions = addresses.into_iter().map(|address| async move {
+            let answer = self.status_of(&address, each).await;
+            (address, answer)
+        });
+        join_all(questions).await
+    }
+}
+
+fn missing_members(cluster: &ClusterStatus) -> Vec<Member> {
+    let mut missing: BTreeMap<NodeId, Member> = BTreeMap::new();
+    for member in cluster.nodes.values().flat_map(|node| &node.members) {
+        if !cluster.nodes.contains_key(&member.id) {
+            missing.insert(member.id, member.clone());
+        }
+    }
+    missing.into_values().collect()
+}
+
+fn unexpected(answer: &Response) -> Error {
+    Error::Internal(format!("the question was answered with {answer:?}"))
+}

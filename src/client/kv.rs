@@ -1,0 +1,341 @@
+//! Reads and writes of keys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use futures::stream::StreamExt;
+
+use crate::client::sender::Sender;
+use crate::error::Error;
+use crate::error::Result;
+use crate::types::Key;
+use crate::types::KeyRange;
+use crate::types::RequestId;
+use crate::types::Timestamp;
+use crate::types::Value;
+use crate::types::request::Answered;
+use crate::types::request::Condition;
+use crate::types::request::Operation;
+use crate::types::request::ReadKind;
+use crate::types::request::Versioned;
+use crate::types::request::Write;
+use crate::types::request::WriteKind;
+use crate::types::request::WriteOutcome;
+use crate::wire::request::BatchGet;
+use crate::wire::request::Get;
+use crate::wire::request::Page;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+use crate::wire::request::Scan;
+
+/// How a read is done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadOptions {
+    /// How fresh.
+    pub read: ReadKind,
+    /// For all attempts; the sender's own when `None`.
+    pub deadline: Option<Duration>,
+}
+
+/// How a write is done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WriteOptions {
+    /// The identity of a write that was sent before, whose outcome is to be learned or which is to be
+    /// completed. A new one is made when `None`.
+    pub id: Option<RequestId>,
+    /// For all attempts; the sender's own when `None`.
+    pub deadline: Option<Duration>,
+}
+
+/// What is scanned, and in which portions.
+#[derive(Debug, Clone)]
+pub struct ScanOptions {
+    /// The keys.
+    pub range: KeyRange,
+    /// Keys in all; `None` for every key of the range.
+    pub limit: Option<u64>,
+    /// From the end of the range backwards.
+    pub reverse: bool,
+    /// Without values.
+    pub keys_only: bool,
+    /// Keys in one portion; at least 1.
+    pub page_keys: u32,
+    /// Bytes in one portion, keys and values together.
+    pub page_bytes: u32,
+    /// How fresh, and the deadline of **one** portion.
+    pub options: ReadOptions,
+}
+
+impl ScanOptions {
+    /// All keys of a range, forwards, with values.
+    pub fn of(range: KeyRange) -> ScanOptions {
+        ScanOptions {
+            range,
+            limit: None,
+            reverse: false,
+            keys_only: false,
+            page_keys: 1_000,
+            page_bytes: 1024 * 1024,
+            options: ReadOptions::default(),
+        }
+    }
+}
+
+/// What a read found, by whom and as of when.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found<T> {
+    /// What.
+    pub found: T,
+    /// By whom, as of when.
+    pub answered: Answered,
+}
+
+/// How a write ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Its identity.
+    pub id: RequestId,
+    /// What it did.
+    pub outcome: Outcome,
+    /// By whom.
+    pub answered: Answered,
+}
+
+/// The final outcomes of a write of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It happened.
+    Done {
+        /// Of what it wrote; `ZERO` when it changed nothing.
+        version: Timestamp,
+        /// Keys that were there and are not any more.
+        deleted: u32,
+    },
+    /// A condition did not hold, nothing was changed.
+    ConditionFailed {
+        /// Which, from 0.
+        condition: u32,
+        /// What was there instead; `ZERO` if the key was absent.
+        actual: Timestamp,
+    },
+}
+
+/// One portion of a removed range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeletedRange {
+    /// The identity of this portion's write.
+    pub id: RequestId,
+    /// Keys removed.
+    pub deleted: u32,
+    /// Go on from here; `None` at the end of the range.
+    pub resume: Option<Key>,
+}
+
+/// Keys and values of a cluster. Cloning shares connections and routes.
+#[derive(Clone)]
+pub struct Kv {
+    sender: Arc<Sender>,
+}
+
+impl Kv {
+    /// Over the sender given.
+    pub fn new(sender: Arc<Sender>) -> Kv {
+        Kv { sender }
+    }
+
+    /// One key. Cancel-safe.
+    pub async fn get(&self, key: Key, options: ReadOptions) -> Result<Found<Option<Versioned>>> {
+        let request = Request::Get(Get {
+            key,
+            read: options.read,
+        });
+        match self.sender.send(request, options.deadline).await? {
+            Response::Get(found, answered) => Ok(Found { found, answered }),
+            other => Err(unexpected("get", &other)),
+        }
+    }
+
+    /// Several keys as of one moment, in the order asked. Cancel-safe.
+    pub async fn batch_get(
+        &self,
+        keys: Vec<Key>,
+        options: ReadOptions,
+    ) -> Result<Found<Vec<Option<Versioned>>>> {
+        let request = Request::BatchGet(BatchGet {
+            keys,
+            read: options.read,
+        });
+        match self.sender.send(request, options.deadline).await? {
+            Response::BatchGet(found, answered) => Ok(Found { found, answered }),
+            other => Err(unexpected("batch get", &other)),
+        }
+    }
+
+    /// Stores a value. May have happened when dropped.
+    pub async fn put(&self, key: Key, value: Value, options: WriteOptions) -> Result<Written> {
+        let put = Operation::Put { key, value };
+        self.write(Vec::new(), vec![put], options).await
+    }
+
+    /// Removes a key. May have happened when dropped.
+    pub async fn delete(&self, key: Key, options: WriteOptions) -> Result<Written> {
+        let delete = Operation::Delete { key };
+        self.write(Vec::new(), vec![delete], options).await
+    }
+
+    /// Changes keys if all conditions hold, all of it or none. May have happened when dropped.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] when the deadline passed while an attempt may have taken effect: sending the
+    /// same [`WriteOptions::id`] again learns or completes it, once. Every other error but
+    /// [`Error::TooLateToKnow`] and [`Error::Internal`] means that nothing was changed.
+    pub async fn write(
+        &self,
+        conditions: Vec<Condition>,
+        operations: Vec<Operation>,
+        options: WriteOptions,
+    ) -> Result<Written> {
+        if operations.is_empty() {
+            return Err(Error::invalid("operations", "a write needs at least one"));
+        }
+        let kind = WriteKind::Keys {
+            conditions,
+            operations,
+        };
+        let (id, outcome, answered) = self.send_write(kind, options).await?;
+        let outcome = match outcome {
+            WriteOutcome::Done {
+                version, deleted, ..
+            } => Outcome::Done { version, deleted },
+            WriteOutcome::ConditionFailed { condition, actual } => {
+                Outcome::ConditionFailed { condition, actual }
+            }
+            WriteOutcome::TooLateToKnow { .. }
+            | WriteOutcome::ClockAhead { .. }
+            | WriteOutcome::StaleEpoch
+            | WriteOutcome::StaleStamp => return Err(not_final()),
+        };
+        Ok(Written {
+            id,
+            outcome,
+            answered,
+        })
+    }
+
+    /// Removes up to `limit` keys from the start of a range: one portion, one write. The next portion
+    /// starts at `resume`, under a new identity. May have happened when dropped.
+    pub async fn delete_range(
+        &self,
+        range: KeyRange,
+        limit: u32,
+        options: WriteOptions,
+    ) -> Result<DeletedRange> {
+        let kind = WriteKind::Range { range, limit };
+        let (id, outcome, _) = self.send_write(kind, options).await?;
+        match outcome {
+            WriteOutcome::Done {
+                deleted, resume, ..
+            } => Ok(DeletedRange {
+                id,
+                deleted,
+                resume,
+            }),
+            WriteOutcome::ConditionFailed { .. }
+            | WriteOutcome::TooLateToKnow { .. }
+            | WriteOutcome::ClockAhead { .. }
+            | WriteOutcome::StaleEpoch
+            | WriteOutcome::StaleStamp => Err(not_final()),
+        }
+    }
+
+    /// A range in order of keys, portion by portion; the next one is asked for when the last was
+    /// taken, so memory holds one. All portions are as of one moment of their shard. After an error the
+    /// stream ends; the keys before it are complete.
+    pub fn scan(&self, scan: ScanOptions) -> BoxStream<'static, Result<Page>> {
+        let state = Some(ScanState {
+            kv: self.clone(),
+            left: scan.limit,
+            range: scan.range.clone(),
+            as_of: None,
+            scan,
+        });
+        futures::stream::unfold(state, |state| async {
+            let mut state = state?;
+            match state.portion().await {
+                Ok(Some((page, true))) => Some((Ok(page), Some(state))),
+                Ok(Some((page, false))) => Some((Ok(page), None)),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+        .boxed()
+    }
+
+    async fn send_write(
+        &self,
+        kind: WriteKind,
+        options: WriteOptions,
+    ) -> Result<(RequestId, WriteOutcome, Answered)> {
+        let id = options.id.unwrap_or_else(|| self.sender.ids().next());
+        let request = Request::Write(Write { id, kind });
+        match self.sender.send(request, options.deadline).await? {
+            Response::Write(outcome, answered) => Ok((id, outcome, answered)),
+            other => Err(unexpected("write", &other)),
+        }
+    }
+}
+
+struct ScanState {
+    kv: Kv,
+    scan: ScanOptions,
+    range: KeyRange,
+    left: Option<u64>,
+    as_of: Option<Timestamp>,
+}
+
+impl ScanState {
+    /// The next portion and whether there may be another; `None` when nothing is left to ask for.
+    async fn portion(&mut self) -> Result<Option<(Page, bool)>> {
+        if self.left == Some(0) {
+            return Ok(None);
+        }
+        let keys_max = self.left.map_or(self.scan.page_keys, |left| {
+            u32::try_from(left).map_or(self.scan.page_keys, |left| left.min(self.scan.page_keys))
+        });
+        let request = Request::Scan(Scan {
+            range: self.range.clone(),
+            keys_max,
+            bytes_max: self.scan.page_bytes,
+            reverse: self.scan.reverse,
+            keys_only: self.scan.keys_only,
+            read: self.scan.options.read,
+            as_of: self.as_of,
+        });
+        let sender = &self.kv.sender;
+        let page = match sender.send(request, self.scan.options.deadline).await? {
+            Response::Scan(page) => page,
+            other => return Err(unexpected("scan", &other)),
+        };
+        self.as_of = Some(page.as_of);
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(page.items.len() as u64);
+        }
+        let more = match &page.rest {
+            Some(rest) => {
+                self.range = rest.clone();
+                !rest.is_empty() && self.left != Some(0)
+            }
+            None => false,
+        };
+        Ok(Some((page, more)))
+    }
+}
+
+fn unexpected(asked: &str, answer: &Response) -> Error {
+    Error::Internal(format!("a {asked} was answered with {answer:?}"))
+}
+
+fn not_final() -> Error {
+    Error::Internal("the sender passed on an outcome that is not final".to_string())
+}

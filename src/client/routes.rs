@@ -1,0 +1,309 @@
+//! Which node is asked. Decides only: time comes in as milliseconds since the client's start.
+//!
+//! Any node serves any key, so an entry always works; knowing the leader saves a hop. What is known is
+//! a hint and may be late: the answers correct it.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use crate::types::GroupId;
+use crate::types::NodeId;
+use crate::types::request::Answered;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::request::NodeStatus;
+
+const AVOID_MS_FIRST: u64 = 1_000;
+/// A node may advertise an address that this client can never reach: it is tried once a minute.
+const AVOID_MS_MAX: u64 = 60_000;
+
+/// What a client knows about where to send its requests.
+#[derive(Debug)]
+pub struct Routes {
+    /// As given by the caller; never empty.
+    endpoints: Vec<String>,
+    /// Index into the endpoints, then the learned addresses.
+    current: usize,
+    learned: BTreeMap<NodeId, String>,
+    groups: HashMap<GroupId, KnownGroup>,
+    avoided: HashMap<String, Avoided>,
+}
+
+#[derive(Debug, Default)]
+struct KnownGroup {
+    term: u64,
+    leader: Option<NodeId>,
+    shard: Option<ShardDescriptor>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Avoided {
+    failures: u32,
+    until_ms: u64,
+}
+
+impl Routes {
+    /// Starts with the addresses given, of which there must be at least one, at the one numbered
+    /// `first` (counted around), so that several clients can spread over them.
+    pub fn new(endpoints: Vec<String>, first: usize) -> Routes {
+        assert!(!endpoints.is_empty(), "a client needs an address to ask");
+        let current = first % endpoints.len();
+        Routes {
+            endpoints,
+            current,
+            learned: BTreeMap::new(),
+            groups: HashMap::new(),
+            avoided: HashMap::new(),
+        }
+    }
+
+    /// The node asked when nothing better is known.
+    pub fn entry(&self) -> String {
+        let candidates = self.candidates();
+        candidates[self.current % candidates.len()].clone()
+    }
+
+    /// Turns to the next entry if the current one is `failed`, and says which it is. Of several
+    /// requests that fail at one node only the first turns.
+    pub fn turn(&mut self, failed: &str) -> String {
+        let candidates = self.candidates();
+        let current = self.current % candidates.len();
+        if candidates[current] == failed {
+            self.current = (current + 1) % candidates.len();
+        }
+        self.entry()
+    }
+
+    /// How many different addresses are known.
+    pub fn count(&self) -> usize {
+        self.candidates().len()
+    }
+
+    /// Every address known, those given first.
+    pub fn candidates(&self) -> Vec<String> {
+        let learned = self.learned.values();
+        let new = learned.filter(|address| !self.endpoints.contains(address));
+        self.endpoints.iter().chain(new).cloned().collect()
+    }
+
+    /// Where clients reach a node, if that is known.
+    pub fn address(&self, node: NodeId) -> Option<String> {
+        self.learned.get(&node).cloned()
+    }
+
+    /// The address of the leader of the shard that holds `key`, if known and not being avoided.
+    pub fn leader_for(&self, key: &[u8], now_ms: u64) -> Option<String> {
+        let group = self.groups.values().find(|group| {
+            let shard = group.shard.as_ref();
+            shard.is_some_and(|shard| shard.range.contains(key))
+        })?;
+        self.usable(group.leader?, now_ms)
+    }
+
+    /// The address of a group's leader, if known and not being avoided.
+    pub fn leader_of(&self, group: GroupId, now_ms: u64) -> Option<String> {
+        self.usable(self.groups.get(&group)?.leader?, now_ms)
+    }
+
+    fn usable(&self, node: NodeId, now_ms: u64) -> Option<String> {
+        let address = self.address(node)?;
+        let avoided = self.avoided.get(&address);
+        avoided
+            .is_none_or(|avoided| avoided.until_ms <= now_ms)
+            .then_some(address)
+    }
+
+    /// Learns members, shards and leaders from what one node knows.
+    pub fn observe(&mut self, status: &NodeStatus) {
+        for member in &status.members {
+            self.learned
+                .insert(member.id, member.client_address.clone());
+        }
+        let own = &status.member;
+        self.learned.insert(own.id, own.client_address.clone());
+        for seen in &status.groups {
+            let known = self.groups.entry(seen.group).or_default();
+            if seen.term < known.term {
+                continue;
+            }
+            known.term = seen.term;
+            known.leader = seen.leader.or(known.leader);
+            known.shard = seen.shard.clone().or(known.shard.take());
+        }
+    }
+
+    /// Learns from an answer who leads. False when the answering replica is not known: then a status
+    /// would tell.
+    pub fn answered(&mut self, answered: &Answered) -> bool {
+        let group = GroupId::Shard(answered.shard);
+        let Some(known) = self.groups.get_mut(&group) else {
+            return false;
+        };
+        let shard = known.shard.as_ref();
+        let replica = shard.and_then(|shard| {
+            let mut replicas = shard.replicas.iter();
+            replicas.find(|replica| replica.id == answered.replica)
+        });
+        let Some(replica) = replica else {
+            return false;
+        };
+        if answered.leader {
+            known.leader = Some(replica.node);
+        }
+        true
+    }
+
+    /// Learns from a refusal who leads.
+    pub fn redirected(&mut self, group: GroupId, leader: Option<NodeId>) {
+        self.groups.entry(group).or_default().leader = leader;
+    }
+
+    /// Notes that nobody answered at `address`, or not usefully.
+    pub fn failed(&mut self, address: &str, now_ms: u64) {
+        let failures = self.avoided.get(address).map_or(0, |known| known.failures);
+        let wait = AVOID_MS_FIRST << failures.min(10);
+        self.avoided.insert(
+            address.to_string(),
+            Avoided {
+                failures: failures + 1,
+                until_ms: now_ms + wait.min(AVOID_MS_MAX),
+            },
+        );
+    }
+
+    /// Notes that the node at `address` has answered.
+    pub fn reached(&mut self, address: &str) {
+        if !self.avoided.is_empty() {
+            self.avoided.remove(address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ClusterId;
+    use crate::types::Incarnation;
+    use crate::types::KeyRange;
+    use crate::types::ReplicaId;
+    use crate::types::ShardId;
+    use crate::types::Timestamp;
+    use crate::types::node::Member;
+    use crate::types::shard::Epoch;
+    use crate::types::shard::Replica;
+    use crate::wire::request::GroupStatus;
+
+    const SHARD: GroupId = GroupId::Shard(ShardId(1));
+
+    fn member(id: u64) -> Member {
+        Member {
+            id: NodeId(id),
+            incarnation: Incarnation([id as u8; 16]),
+            name: format!("n{id}"),
+            node_address: format!("n{id}:7401"),
+            client_address: format!("n{id}:7400"),
+        }
+    }
+
+    /// A status of node 1 in a cluster of three, whose one shard has replicas 11, 12, 13.
+    fn status(term: u64, leader: Option<u64>) -> NodeStatus {
+        let replica = |node| Replica {
+            id: ReplicaId(10 + node),
+            node: NodeId(node),
+        };
+        NodeStatus {
+            cluster: ClusterId([1; 16]),
+            member: member(1),
+            version: "0".into(),
+            uptime_s: 1,
+            ready: true,
+            free_bytes: 1,
+            groups: vec![GroupStatus {
+                group: SHARD,
+                replica: ReplicaId(11),
+                role: "follower".into(),
+                leader: leader.map(NodeId),
+                term,
+                last_index: 1,
+                applied_index: 1,
+                purged_index: 0,
+                shard: Some(ShardDescriptor {
+                    id: ShardId(1),
+                    range: KeyRange::ALL,
+                    epoch: Epoch::default(),
+                    replicas: vec![replica(1), replica(2), replica(3)],
+                }),
+                state_hash: None,
+            }],
+            members: vec![member(1), member(2), member(3)],
+        }
+    }
+
+    fn answered(replica: u64, leader: bool) -> Answered {
+        Answered {
+            shard: ShardId(1),
+            replica: ReplicaId(replica),
+            leader,
+            timestamp: Timestamp::ZERO,
+            as_of: Timestamp::ZERO,
+        }
+    }
+
+    fn routes() -> Routes {
+        Routes::new(vec!["a:1".into(), "n2:7400".into()], 0)
+    }
+
+    #[test]
+    fn only_the_first_of_several_failures_at_one_node_turns_away_from_it() {
+        let mut routes = routes();
+        assert_eq!(routes.entry(), "a:1");
+        assert_eq!(routes.turn("a:1"), "n2:7400");
+        assert_eq!(routes.turn("a:1"), "n2:7400");
+        assert_eq!(routes.turn("n2:7400"), "a:1");
+    }
+
+    #[test]
+    fn members_that_were_learned_are_further_entries() {
+        let mut routes = routes();
+        routes.observe(&status(1, None));
+        assert_eq!(
+            routes.candidates(),
+            ["a:1", "n2:7400", "n1:7400", "n3:7400"]
+        );
+    }
+
+    #[test]
+    fn the_leader_is_learned_from_status_answers_and_redirects() {
+        let mut routes = routes();
+        assert!(!routes.answered(&answered(13, true)), "nothing known yet");
+        routes.observe(&status(1, Some(2)));
+        assert_eq!(routes.leader_for(b"k", 0).unwrap(), "n2:7400");
+        assert!(routes.answered(&answered(11, false)));
+        assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n2:7400");
+        assert!(routes.answered(&answered(13, true)));
+        assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n3:7400");
+        routes.redirected(SHARD, Some(NodeId(1)));
+        assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n1:7400");
+        assert!(!routes.answered(&answered(99, true)), "a new replica");
+    }
+
+    #[test]
+    fn an_older_status_does_not_undo_a_newer_one() {
+        let mut routes = routes();
+        routes.observe(&status(5, Some(3)));
+        routes.observe(&status(4, Some(2)));
+        assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n3:7400");
+    }
+
+    #[test]
+    fn a_leader_that_cannot_be_reached_is_avoided_for_longer_each_time() {
+        let mut routes = routes();
+        routes.observe(&status(1, Some(3)));
+        routes.failed("n3:7400", 0);
+        assert_eq!(routes.leader_of(SHARD, 999), None);
+        assert!(routes.leader_of(SHARD, 1_000).is_some());
+        routes.failed("n3:7400", 1_000);
+        assert_eq!(routes.leader_of(SHARD, 2_999), None);
+        routes.reached("n3:7400");
+        assert!(routes.leader_of(SHARD, 2_000).is_some());
+    }
+}

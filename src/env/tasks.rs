@@ -1,0 +1,222 @@
+//! Tasks that somebody watches. A spawned task whose handle nobody keeps can die unseen; here each has
+//! a name, its end by error or panic ends the set, and the set is stopped in order.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// What a task ends with.
+pub type TaskResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// A task that ended by an error or a panic.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("task {task} {how}: {reason}")]
+pub struct TaskFailure {
+    /// Its name.
+    pub task: String,
+    /// By what it ended.
+    pub how: Ending,
+    /// What it said.
+    pub reason: String,
+}
+
+/// How a task failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It returned an error.
+    Failed,
+    /// It panicked.
+    Panicked,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ending::Failed => "failed",
+            Ending::Panicked => "panicked",
+        })
+    }
+}
+
+/// Named tasks that live and end together. Dropping the set aborts what still runs.
+#[derive(Debug)]
+pub struct TaskSet {
+    tasks: Vec<Task>,
+    failures: mpsc::Receiver<TaskFailure>,
+    // Full: a failure is already waiting to be seen, and only the first one counts.
+    report: mpsc::Sender<TaskFailure>,
+}
+
+#[derive(Debug)]
+struct Task {
+    name: String,
+    stop: CancellationToken,
+    handle: JoinHandle<()>,
+}
+
+impl Default for TaskSet {
+    fn default() -> TaskSet {
+        let (report, failures) = mpsc::channel(1);
+        TaskSet {
+            tasks: Vec::new(),
+            failures,
+            report,
+        }
+    }
+}
+
+impl TaskSet {
+    /// A set without tasks.
+    pub fn new() -> TaskSet {
+        TaskSet::default()
+    }
+
+    /// Starts a task. It is given a token, and ends soon after that is cancelled; a task that waits for
+    /// nothing else can be written without it, and is then aborted.
+    pub fn spawn<F>(&mut self, name: impl Into<String>, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = TaskResult> + Send + 'static,
+    {
+        let name = name.into();
+        let stop = CancellationToken::new();
+        let work = std::panic::AssertUnwindSafe(task(stop.clone())).catch_unwind();
+        let report = self.report.clone();
+        let named = name.clone();
+        let handle = tokio::spawn(async move {
+            let (how, reason) = match work.await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => (Ending::Failed, error.to_string()),
+                Err(panic) => (Ending::Panicked, panic_message(&*panic)),
+            };
+            let task = named;
+            let _ = report.try_send(TaskFailure { task, how, reason });
+        });
+        self.tasks.retain(|task| !task.handle.is_finished());
+        self.tasks.push(Task { name, stop, handle });
+    }
+
+    /// Returns the first failure; waits for ever while there is none. Cancel-safe.
+    pub async fn failed(&mut self) -> TaskFailure {
+        self.failures
+            .recv()
+            .await
+            .expect("the set keeps a sender, so the channel stays open")
+    }
+
+    /// Runs until `until` has come or a task has failed, then stops all tasks, last started first.
+    /// Each gets `grace` to end by itself.
+    pub async fn run_until(
+        mut self,
+        until: impl Future<Output = ()>,
+        grace: Duration,
+    ) -> Result<(), TaskFailure> {
+        let failure = tokio::select! {
+            biased;
+            failure = self.failed() => Some(failure),
+            () = until => None,
+        };
+        let stopped = self.stop(grace).await;
+        failure.map_or(stopped, Err)
+    }
+
+    /// Stops all tasks, last started first, one after the other: each is asked to, gets `grace`, and
+    /// is aborted after that. Says the first failure that nobody has taken yet.
+    pub async fn stop(mut self, grace: Duration) -> Result<(), TaskFailure> {
+        while let Some(mut task) = self.tasks.pop() {
+            task.stop.cancel();
+            if tokio::time::timeout(grace, &mut task.handle).await.is_err() {
+                tracing::warn!(task = task.name, "did not stop in time and was aborted");
+                task.handle.abort();
+                let _ = (&mut task.handle).await;
+            }
+        }
+        self.failures.try_recv().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for TaskSet {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.handle.abort();
+        }
+    }
+}
+
+/// Runs something that blocks (engine, files) away from the threads that run tasks, and waits for it.
+/// A panic in it goes on here. Dropping the call does not stop the work.
+pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime is going down and has not begun the work: nobody is left to be answered.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// What a panic said.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn the_first_failure_stops_the_set_last_started_first() {
+        let stopped = Arc::new(Mutex::new(Vec::new()));
+        let mut set = TaskSet::new();
+        for name in ["a", "b"] {
+            let stopped = stopped.clone();
+            set.spawn(name, |stop| async move {
+                stop.cancelled().await;
+                stopped.lock().unwrap().push(name);
+                Ok(())
+            });
+        }
+        set.spawn("c", |_| async { Err("out of luck".into()) });
+        let failure = set
+            .run_until(std::future::pending(), GRACE)
+            .await
+            .unwrap_err();
+        assert_eq!(failure.to_string(), "task c failed: out of luck");
+        assert_eq!(*stopped.lock().unwrap(), ["b", "a"]);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failure() {
+        let mut set = TaskSet::new();
+        set.spawn("p", |_| async { panic!("at {}", 7) });
+        assert_eq!(set.failed().await.to_string(), "task p panicked: at 7");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_listen_is_aborted() {
+        let mut set = TaskSet::new();
+        set.spawn("deaf", |_| std::future::pending());
+        assert_eq!(set.run_until(async {}, GRACE).await, Ok(()));
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "in the work")]
+    async fn a_panic_in_offloaded_work_goes_on_with_its_caller() {
+        assert_eq!(offload(|| 7).await, 7);
+        offload(|| panic!("in the work")).await
+    }
+}

@@ -1,0 +1,531 @@
+//! The data directory: who this node is, and that nobody else uses it.
+//!
+//! ```text
+//! lock        held by the running process
+//! identity    who the node is: three lines, see below
+//! wal/        the log
+//! engine/     the applied state
+//! ```
+//!
+//! `identity` is replaced as a whole, durably. It is there, with a fresh incarnation, before the node
+//! sends its first packet. First line: format and the program that wrote it; second: JSON; third: the
+//! CRC-32C of all before it. The first and the third stay as they are in every later format, so that
+//! any program can tell a newer file from a broken one.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::env::files::Files;
+use crate::node::formation::Formed;
+use crate::node::formation::FounderList;
+use crate::node::formation::Record;
+use crate::types::Incarnation;
+use crate::wire::request::Founder;
+
+const LOCK: &str = "lock";
+const IDENTITY: &str = "identity";
+const WAL: &str = "wal";
+const ENGINE: &str = "engine";
+
+/// Format of the identity file, and with it of the whole directory.
+pub const FORMAT: u32 = 1;
+
+/// Why a data directory cannot be used. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Another process runs on it.
+    #[error(
+        "data directory {} is used by another process; stop that one, or give this node its own --data-dir",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory was written by a later release.
+    #[error(
+        "{} has format {found}, written by quorate {writer}; this is quorate {}, which reads format {FORMAT}: \
+         use quorate {writer} or later",
+        path.display(),
+        env!("CARGO_PKG_VERSION")
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// Release that wrote it.
+        writer: String,
+    },
+    /// The file does not read as it was written.
+    #[error(
+        "{} is damaged ({reason}). Put back a copy of that file, or move the whole directory aside and let this node \
+         join as a new one (--join): the others have the data. Do not start it with an emptied directory and the old flags",
+        path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is data, but nothing says whose.
+    #[error(
+        "data directory {} has {found} but no identity file. Put that file back, or move the whole directory aside and let \
+         this node join as a new one (--join)",
+        path.display()
+    )]
+    Missing {
+        /// The directory.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// The directory is another node's.
+    #[error(
+        "data directory {} belongs to node {theirs}, not to {name}; give this node its own --data-dir, or start it with --name {theirs}",
+        path.display()
+    )]
+    OtherName {
+        /// The directory.
+        path: PathBuf,
+        /// Who wrote it.
+        theirs: String,
+        /// Who wants it.
+        name: String,
+    },
+    /// The file system refused.
+    #[error("{what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// What the identity file holds: the stored form of [`Record`], with numbers as people read them.
+#[derive(Debug, Serialize, Deserialize)]
+struct Identity {
+    name: String,
+    incarnation: String,
+    confirmed: Vec<StoredList>,
+    formed: Option<StoredList>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredList {
+    cluster: String,
+    token: String,
+    founders: Vec<StoredFounder>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredFounder {
+    name: String,
+    incarnation: String,
+    node_address: String,
+    client_address: String,
+}
+
+impl StoredList {
+    fn of(list: &FounderList) -> StoredList {
+        let founders = list.founders.iter().map(|founder| StoredFounder {
+            name: founder.name.clone(),
+            incarnation: founder.incarnation.to_string(),
+            node_address: founder.node_address.clone(),
+            client_address: founder.client_address.clone(),
+        });
+        StoredList {
+            cluster: list.id().to_string(),
+            token: list.token.clone(),
+            founders: founders.collect(),
+        }
+    }
+
+    fn into_list(self) -> Result<FounderList, String> {
+        let founders = self.founders.into_iter().map(|founder| {
+            Ok(Founder {
+                incarnation: parse_incarnation(&founder.incarnation)?,
+                name: founder.name,
+                node_address: founder.node_address,
+                client_address: founder.client_address,
+            })
+        });
+        let founders = founders.collect::<Result<_, String>>()?;
+        let list = FounderList::new(self.token, founders);
+        // Also finds a release that hashes otherwise: it would call the cluster by another name.
+        if list.id().to_string() == self.cluster {
+            Ok(list)
+        } else {
+            Err(format!(
+                "its list hashes to {}, not to {}",
+                list.id(),
+                self.cluster
+            ))
+        }
+    }
+}
+
+impl Identity {
+    fn into_record(self) -> Result<Record, String> {
+        let confirmed = self.confirmed.into_iter().map(StoredList::into_list);
+        Ok(Record {
+            confirmed: confirmed.collect::<Result<_, String>>()?,
+            formed: self.formed.map(StoredList::into_list).transpose()?,
+        })
+    }
+}
+
+/// A data directory that this process has locked. The lock ends with the value, or with the process.
+pub struct DataDirectory {
+    files: Arc<dyn Files>,
+    path: PathBuf,
+    name: String,
+    incarnation: Incarnation,
+    record: Record,
+    _lock: Box<dyn Any + Send + Sync>,
+}
+
+impl fmt::Debug for DataDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DataDirectory({}, {})", self.path.display(), self.name)
+    }
+}
+
+impl DataDirectory {
+    /// Locks the directory and reads who the node is. A directory without an identity is made the
+    /// home of `name` under the incarnation `fresh`, which is synced when this returns. Blocks on the
+    /// disk.
+    pub fn open(
+        files: Arc<dyn Files>,
+        path: &Path,
+        name: &str,
+        fresh: Incarnation,
+    ) -> Result<DataDirectory, IdentityError> {
+        files
+            .create_dir_all(path)
+            .map_err(io_error("create data directory", path))?;
+        let mut directory = DataDirectory {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            incarnation: fresh,
+            record: Record::default(),
+            _lock: lock(files.as_ref(), path)?,
+            files,
+        };
+        match directory.read()? {
+            Some(identity) => directory.take(identity)?,
+            None => {
+                directory.refuse_orphaned_data()?;
+                directory.save(Record::default())?;
+            }
+        }
+        Ok(directory)
+    }
+
+    /// Random number of this directory.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// What it remembers of forming.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The cluster, if the node is in one.
+    pub fn formed(&self) -> Option<Formed> {
+        self.record.formed.clone().map(Formed::from)
+    }
+
+    /// Where the log lives.
+    pub fn wal(&self) -> PathBuf {
+        self.path.join(WAL)
+    }
+
+    /// Where the engine lives.
+    pub fn engine(&self) -> PathBuf {
+        self.path.join(ENGINE)
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces what is remembered of forming; synced when this returns. After an error the file is
+    /// either the old or the new one, and the node has to stop.
+    pub fn save(&mut self, record: Record) -> Result<(), IdentityError> {
+        let identity = Identity {
+            name: self.name.clone(),
+            incarnation: self.incarnation.to_string(),
+            confirmed: record.confirmed.iter().map(StoredList::of).collect(),
+            formed: record.formed.as_ref().map(StoredList::of),
+        };
+        let path = self.path.join(IDENTITY);
+        self.files
+            .write_atomically(&path, &encode(&identity))
+            .map_err(io_error("replace", &path))?;
+        self.record = record;
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<Identity>, IdentityError> {
+        let path = self.path.join(IDENTITY);
+        let bytes = self.files.read(&path).map_err(io_error("read", &path))?;
+        bytes.map(|bytes| decode(&path, &bytes)).transpose()
+    }
+
+    fn take(&mut self, identity: Identity) -> Result<(), IdentityError> {
+        let path = self.path.join(IDENTITY);
+        if identity.name != self.name {
+            return Err(IdentityError::OtherName {
+                path: self.path.clone(),
+                theirs: identity.name,
+                name: self.name.clone(),
+            });
+        }
+        let corrupt = |reason: String| IdentityError::Corrupt {
+            path: path.clone(),
+            reason,
+        };
+        self.incarnation = parse_incarnation(&identity.incarnation).map_err(corrupt)?;
+        self.record = identity.into_record().map_err(corrupt)?;
+        if self
+            .formed()
+            .is_some_and(|formed| formed.node_of(self.incarnation).is_none())
+        {
+            return Err(corrupt(
+                "its founders do not include its incarnation".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn refuse_orphaned_data(&self) -> Result<(), IdentityError> {
+        let has_files = |entry: &&str| {
+            let listed = self.files.list(&self.path.join(entry));
+            listed.is_ok_and(|files| !files.is_empty())
+        };
+        let orphan = [WAL, ENGINE].into_iter().find(has_files);
+        match orphan {
+            None => Ok(()),
+            Some(found) => Err(IdentityError::Missing {
+                path: self.path.clone(),
+                found: format!("{found}/"),
+            }),
+        }
+    }
+}
+
+fn lock(files: &dyn Files, directory: &Path) -> Result<Box<dyn Any + Send + Sync>, IdentityError> {
+    let path = directory.join(LOCK);
+    files.lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => IdentityError::InUse {
+            path: directory.to_owned(),
+        },
+        _ => io_error("lock", &path)(error),
+    })
+}
+
+fn encode(identity: &Identity) -> Vec<u8> {
+    let json = serde_json::to_string(identity).expect("names and numbers are always JSON");
+    let mut text = format!("{}\n{json}\n", header(FORMAT, env!("CARGO_PKG_VERSION")));
+    text.push_str(&format!("crc32c {:08x}\n", crc32c::crc32c(text.as_bytes())));
+    text.into_bytes()
+}
+
+fn header(format: u32, writer: &str) -> String {
+    format!("quorate identity format {format} written by {writer}")
+}
+
+fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, IdentityError> {
+    let corrupt = |reason: String| IdentityError::Corrupt {
+        path: path.to_owned(),
+        reason,
+    };
+    let body = checked_body(bytes).map_err(corrupt)?;
+    let (first, json) = body.split_once('\n').unwrap_or((body, ""));
+    let (format, writer) =
+        parse_header(first).ok_or_else(|| corrupt(format!("it begins with {first:?}")))?;
+    if format != FORMAT {
+        return Err(IdentityError::Format {
+            path: path.to_owned(),
+            found: format,
+            writer,
+        });
+    }
+    serde_json::from_str(json).map_err(|error| corrupt(error.to_string()))
+}
+
+/// The lines before the checksum, which holds for them.
+fn checked_body(bytes: &[u8]) -> Result<&str, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    let (body, checksum) = text
+        .strip_suffix('\n')
+        .and_then(|text| text.rsplit_once('\n'))
+        .ok_or("it is cut off")?;
+    let body = &text[..body.len() + 1];
+    let expected = format!("crc32c {:08x}", crc32c::crc32c(body.as_bytes()));
+    if checksum == expected {
+        Ok(body)
+    } else {
+        Err(format!("its last line is {checksum:?}, not {expected:?}"))
+    }
+}
+
+fn parse_header(line: &str) -> Option<(u32, String)> {
+    let rest = line.strip_prefix("quorate identity format ")?;
+    let (format, writer) = rest.split_once(" written by ")?;
+    Some((format.parse().ok()?, writer.to_owned()))
+}
+
+fn parse_incarnation(text: &str) -> Result<Incarnation, String> {
+    match u128::from_str_radix(text, 16) {
+        Ok(number) if text.len() == 32 => Ok(Incarnation(number.to_be_bytes())),
+        Ok(_) | Err(_) => Err(format!(
+            "{text:?} is no incarnation of 32 hexadecimal digits"
+        )),
+    }
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IdentityError {
+    let path = path.to_owned();
+    move |source| IdentityError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::env::files::DiskFiles;
+
+    fn opened(path: &Path, name: &str, number: u8) -> Result<DataDirectory, IdentityError> {
+        DataDirectory::open(Arc::new(DiskFiles), path, name, Incarnation([number; 16]))
+    }
+
+    fn record(number: u8) -> Record {
+        let founder = Founder {
+            name: "n1".into(),
+            incarnation: Incarnation([number; 16]),
+            node_address: "127.0.0.1:7401".into(),
+            client_address: "127.0.0.1:7400".into(),
+        };
+        let list = FounderList::new("token".into(), vec![founder]);
+        Record {
+            confirmed: vec![list.clone()],
+            formed: Some(list),
+        }
+    }
+
+    #[test]
+    fn the_first_incarnation_stays_and_what_was_saved_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/data");
+        let mut first = opened(&path, "n1", 1).unwrap();
+        assert_eq!(first.record(), &Record::default());
+        first.save(record(1)).unwrap();
+        drop(first);
+        let again = opened(&path, "n1", 2).unwrap();
+        assert_eq!(again.incarnation(), Incarnation([1; 16]));
+        assert_eq!(again.record(), &record(1));
+        assert_eq!(
+            again.formed().unwrap().node_of(again.incarnation()),
+            Some(crate::types::NodeId(1))
+        );
+    }
+
+    #[test]
+    fn a_second_holder_is_refused_until_the_first_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = opened(dir.path(), "n1", 1).unwrap();
+        let error = opened(dir.path(), "n1", 2).unwrap_err();
+        assert!(matches!(error, IdentityError::InUse { .. }), "{error}");
+        drop(first);
+        opened(dir.path(), "n1", 2).unwrap();
+    }
+
+    #[test]
+    fn every_torn_and_every_flipped_byte_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(opened(dir.path(), "n1", 1).unwrap());
+        let file = dir.path().join(IDENTITY);
+        let whole = fs::read(&file).unwrap();
+        let refused = |bytes: &[u8]| {
+            fs::write(&file, bytes).unwrap();
+            let error = opened(dir.path(), "n1", 2).unwrap_err();
+            assert!(matches!(error, IdentityError::Corrupt { .. }), "{error}");
+        };
+        for length in 0..whole.len() {
+            refused(&whole[..length]);
+        }
+        for place in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[place] ^= 0x04;
+            refused(&flipped);
+        }
+        fs::write(&file, whole).unwrap();
+        opened(dir.path(), "n1", 2).unwrap();
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_naming_the_release_that_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(opened(dir.path(), "n1", 1).unwrap());
+        let mut text = format!("{}\nwhatever comes then\n", header(7, "3.2.1"));
+        text.push_str(&format!("crc32c {:08x}\n", crc32c::crc32c(text.as_bytes())));
+        fs::write(dir.path().join(IDENTITY), text).unwrap();
+        let error = opened(dir.path(), "n1", 2).unwrap_err();
+        assert!(
+            matches!(error, IdentityError::Format { found: 7, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("use quorate 3.2.1"), "{error}");
+    }
+
+    #[test]
+    fn an_example_of_format_one_is_read() {
+        let list = concat!(
+            r#"{"cluster":"d8aee1296c3a7a4764755a67c92c914b","token":"token","founders":[{"name":"n1","#,
+            r#""incarnation":"000102030405060708090a0b0c0d0e0f","#,
+            r#""node_address":"127.0.0.1:7401","client_address":"127.0.0.1:7400"}]}"#
+        );
+        let text = format!(
+            "{}{{{},\"confirmed\":[{list}],\"formed\":{list}}}\ncrc32c eff12b0a\n",
+            "quorate identity format 1 written by 0.1.0\n",
+            r#""name":"n1","incarnation":"000102030405060708090a0b0c0d0e0f""#,
+        );
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(IDENTITY), text).unwrap();
+        let directory = opened(dir.path(), "n1", 2).unwrap();
+        assert_eq!(
+            directory.incarnation().to_string(),
+            "000102030405060708090a0b0c0d0e0f"
+        );
+        assert_eq!(directory.formed().unwrap().founders.len(), 1);
+    }
+
+    #[test]
+    fn another_nodes_directory_and_data_without_identity_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(opened(dir.path(), "n1", 1).unwrap());
+        let error = opened(dir.path(), "n2", 1).unwrap_err();
+        assert!(matches!(error, IdentityError::OtherName { .. }), "{error}");
+        fs::remove_file(dir.path().join(IDENTITY)).unwrap();
+        fs::create_dir(dir.path().join(WAL)).unwrap();
+        fs::write(dir.path().join(WAL).join("1"), "data").unwrap();
+        let error = opened(dir.path(), "n1", 1).unwrap_err();
+        assert!(matches!(error, IdentityError::Missing { .. }), "{error}");
+    }
+}

@@ -1,0 +1,432 @@
+//! Applies committed entries. Decides only.
+//!
+//! The outcome is a function of the row, the keys above the floors and the entry alone, so that all
+//! replicas at one position are equal: whatever collection has removed or not removed yet below the
+//! floors makes no difference here. Nothing is asserted about an entry: an assertion would stop every
+//! replica for ever. What every replica sees alike is an answer; what only this one may see (the
+//! engine fails, stored bytes make no sense, the program is too old) ends this replica.
+//!
+//! A write is applied once. One that made a version at its first key is known by that version; any
+//! other final answer is stored under the first key. Both are known for the retry window, and a repeat
+//! of an older request is refused as too late to know, so no delay lets a write happen twice.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::codec::layout;
+use crate::codec::layout::Family;
+use crate::codec::layout::Place;
+use crate::codec::layout::Slot;
+use crate::codec::value;
+use crate::engine::Batch;
+use crate::engine::Engine;
+use crate::engine::Overlay;
+use crate::engine::overlay::View;
+use crate::machine::MachineError;
+use crate::mvcc::Author;
+use crate::mvcc::Seen;
+use crate::mvcc::read;
+use crate::mvcc::version::Header;
+use crate::mvcc::write::Current;
+use crate::shard::command;
+use crate::shard::command::Command;
+use crate::shard::row::Row;
+use crate::types::Key;
+use crate::types::KeyRange;
+use crate::types::Position;
+use crate::types::ReplicaId;
+use crate::types::RequestId;
+use crate::types::Timestamp;
+use crate::types::log::LogEntry;
+use crate::types::log::Payload;
+use crate::types::request::Condition;
+use crate::types::request::DELETE_RANGE_KEYS_MAX;
+use crate::types::request::Operation;
+use crate::types::request::Write;
+use crate::types::request::WriteKind;
+use crate::types::request::WriteOutcome;
+
+const OUTCOME_FORMAT: u8 = 1;
+
+/// Bytes of keys and records that one DeleteRange moves aside; then it answers with a resume key. One
+/// entry is one batch, and a batch holds the engine's lock.
+const DELETE_RANGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Entries being applied: the row and the changes so far, none of them written yet.
+pub(crate) struct Applying<'e> {
+    row: Row,
+    overlay: Overlay<'e>,
+}
+
+impl<'e> Applying<'e> {
+    pub(crate) fn new(engine: &'e dyn Engine, row: Row) -> Applying<'e> {
+        Applying {
+            row,
+            overlay: Overlay::new(engine),
+        }
+    }
+
+    /// Bytes changed since the last batch was taken.
+    pub(crate) fn bytes(&self) -> usize {
+        self.overlay.bytes()
+    }
+
+    /// The changes and the row as of the last entry, in one batch.
+    pub(crate) fn take_batch(&mut self, replica: ReplicaId) -> (Batch, Row) {
+        self.overlay.put(layout::row(replica), self.row.encode());
+        (self.overlay.take_batch(), self.row.clone())
+    }
+
+    /// Applies the next entry.
+    pub(crate) fn entry(&mut self, entry: &LogEntry) -> Result<Bytes, MachineError> {
+        self.follow(entry.position)?;
+        match &entry.payload {
+            Payload::Blank => Ok(Bytes::new()),
+            Payload::Membership(membership) => {
+                self.row.applied.membership = membership.clone();
+                self.row.applied.membership_position = Some(entry.position);
+                self.row.descriptor.epoch.conf += 1;
+                Ok(Bytes::new())
+            }
+            Payload::Command(bytes) => {
+                let command = Command::decode(bytes)?;
+                let outcomes = self.command(&command, entry.position.term)?;
+                Ok(command::encode_outcomes(&outcomes))
+            }
+        }
+    }
+
+    /// An entry out of order was not committed where it stands: this replica alone is wrong.
+    fn follow(&mut self, position: Position) -> Result<(), MachineError> {
+        let last = self.row.applied.position.replace(position);
+        match last {
+            Some(last) if position.index != last.index + 1 => Err(MachineError(format!(
+                "entry {position} does not follow the applied entry {last}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn command(&mut self, command: &Command, term: u64) -> Result<Vec<WriteOutcome>, MachineError> {
+        let all = |outcome: WriteOutcome| Ok(vec![outcome; command.writes.len()]);
+        let header = command.header;
+        let stamped_by_later_leader = term > self.row.ceiling_term;
+        // What a leader has closed, within the ceiling, a later one must not write.
+        if header.stamp <= self.row.last_stamp
+            || (stamped_by_later_leader && header.stamp <= self.row.ceiling)
+        {
+            return all(WriteOutcome::StaleStamp);
+        }
+        let count = command.writes.len() as u64;
+        self.row.last_stamp = header.stamp.plus(count.max(1) - 1);
+        self.row.ceiling = self.row.ceiling.max(header.ceiling);
+        self.row.ceiling_term = term;
+        self.row.raise_floors(header.stamp);
+        if header.epoch.bounds != self.row.descriptor.epoch.bounds {
+            return all(WriteOutcome::StaleEpoch);
+        }
+        let numbered = (0..).zip(&command.writes);
+        numbered
+            .map(|(number, write)| self.write(write, header.stamp.plus(number)))
+            .collect()
+    }
+
+    fn write(&mut self, write: &Write, stamp: Timestamp) -> Result<WriteOutcome, MachineError> {
+        let asked = Timestamp::from_wall(write.id.wall_ms());
+        // A version's stamp is above its request's time: that is where a repeat is looked for.
+        if asked >= stamp {
+            let ahead_ms = asked.wall_ms() - stamp.wall_ms();
+            return Ok(WriteOutcome::ClockAhead {
+                wait_ms: ahead_ms + 1,
+            });
+        }
+        match &write.kind {
+            WriteKind::Keys {
+                conditions,
+                operations,
+            } => self.write_keys(write.id, stamp, conditions, operations),
+            WriteKind::Range { range, limit } => self.delete_range(write.id, stamp, range, *limit),
+        }
+    }
+
+    fn write_keys(
+        &mut self,
+        id: RequestId,
+        stamp: Timestamp,
+        conditions: &[Condition],
+        operations: &[Operation],
+    ) -> Result<WriteOutcome, MachineError> {
+        let keys = conditions.iter().map(Condition::key);
+        let mut keys = keys.chain(operations.iter().map(Operation::key));
+        if !keys.all(|key| self.row.slot_of(key).is_some()) {
+            return Ok(WriteOutcome::StaleEpoch);
+        }
+        // Without operations there is nothing that could happen twice.
+        let Some(first_key) = operations.first().map(Operation::key) else {
+            let failed = self.failed_condition(conditions, None)?;
+            return Ok(failed.unwrap_or(done(Timestamp::ZERO, 0)));
+        };
+        let first = self.current(first_key)?;
+        if let Some(known) = self.known(id, first_key, Some(&first))? {
+            return Ok(known);
+        }
+        if let Some(failed) = self.failed_condition(conditions, Some((first_key, &first)))? {
+            return self.remember(id, first_key, stamp, failed);
+        }
+        self.operate(id, stamp, operations, first)
+    }
+
+    fn operate<'k>(
+        &mut self,
+        id: RequestId,
+        stamp: Timestamp,
+        operations: &'k [Operation],
+        first: Current<'k>,
+    ) -> Result<WriteOutcome, MachineError> {
+        let author = Author {
+            stamp,
+            command: stamp,
+            request: id,
+        };
+        let first_key = operations[0].key();
+        let mut first = Some(first);
+        let mut deleted = 0;
+        let mut versions = 0;
+        // What the version at the first key tells of the answer, if there is one.
+        let mut told = None;
+        for operation in last_of_each_key(operations) {
+            let key = operation.key();
+            let is_first = key == first_key;
+            let current = match first.take_if(|_| is_first) {
+                Some(first) => first,
+                None => self.current(key)?,
+            };
+            let removed = match operation {
+                Operation::Put { value, .. } => {
+                    current.put(&mut self.overlay, author, value);
+                    0
+                }
+                Operation::Delete { .. } if current.version() == Timestamp::ZERO => continue,
+                Operation::Delete { .. } => {
+                    current.delete(&mut self.overlay, author);
+                    1
+                }
+            };
+            deleted += removed;
+            versions += 1;
+            if is_first {
+                told = Some(done(stamp, removed));
+            }
+        }
+        let outcome = done(
+            if versions == 0 {
+                Timestamp::ZERO
+            } else {
+                stamp
+            },
+            deleted,
+        );
+        if told.as_ref() == Some(&outcome) {
+            return Ok(outcome);
+        }
+        self.remember(id, first_key, stamp, outcome)
+    }
+
+    fn delete_range(
+        &mut self,
+        id: RequestId,
+        stamp: Timestamp,
+        range: &KeyRange,
+        limit: u32,
+    ) -> Result<WriteOutcome, MachineError> {
+        if self.row.slot_of(&range.start).is_none() || !self.row.descriptor.range.covers(range) {
+            return Ok(WriteOutcome::StaleEpoch);
+        }
+        if let Some(known) = self.known(id, &range.start, None)? {
+            return Ok(known);
+        }
+        let author = Author {
+            stamp,
+            command: stamp,
+            request: id,
+        };
+        let (found, resume) = self.live_keys(range, limit.clamp(1, DELETE_RANGE_KEYS_MAX))?;
+        let deleted = u32::try_from(found.len()).unwrap_or(u32::MAX);
+        for (slot, key, place, record) in found {
+            Current::found(slot, &key, place, record)?.delete(&mut self.overlay, author);
+        }
+        let version = if deleted == 0 { Timestamp::ZERO } else { stamp };
+        let outcome = WriteOutcome::Done {
+            version,
+            deleted,
+            resume,
+        };
+        self.remember(id, &range.start, stamp, outcome)
+    }
+
+    /// The first keys of a range that have a value, and the next such key after them. Tombstones do not
+    /// count for any limit: replicas may have collected different ones.
+    fn live_keys(
+        &self,
+        range: &KeyRange,
+        limit: u32,
+    ) -> Result<(Vec<Found>, Option<Key>), MachineError> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for piece in self.row.pieces_in(range) {
+            let (start, end) = layout::family(piece.slot, Family::Newest, &piece.range);
+            for pair in self.overlay.scan(&start, &end, false) {
+                let (place, record) = pair?;
+                if Header::of(&record)?.is_tombstone() {
+                    continue;
+                }
+                let key = Key::from(Place::of(&place)?.key);
+                if found.len() >= limit as usize || bytes > DELETE_RANGE_BYTES_MAX {
+                    return Ok((found, Some(key)));
+                }
+                bytes += place.len() + record.len();
+                found.push((piece.slot, key, place, record));
+            }
+        }
+        Ok((found, None))
+    }
+
+    /// The answer that this request had, or the refusal of one whose answer is forgotten. `None`: it
+    /// was not applied before.
+    fn known(
+        &self,
+        id: RequestId,
+        first_key: &Key,
+        first: Option<&Current<'_>>,
+    ) -> Result<Option<WriteOutcome>, MachineError> {
+        let asked = Timestamp::from_wall(id.wall_ms());
+        let horizon = self.row.horizon();
+        if self.row.last_outcome > asked
+            && let Some(outcome) = self.stored_outcome(id, first_key, horizon)?
+        {
+            return Ok(Some(outcome));
+        }
+        let newest = first.and_then(Current::header);
+        if let Some(newest) = newest
+            && newest.author.stamp > asked.max(horizon)
+        {
+            let made = if newest.author.request == id {
+                Some(newest)
+            } else {
+                let slot = self.slot(first_key)?;
+                read::made_by(&self.overlay, slot, first_key, id, asked.max(horizon))?
+            };
+            if let Some(made) = made {
+                return Ok(Some(done(
+                    made.author.stamp,
+                    u32::from(made.is_tombstone()),
+                )));
+            }
+        }
+        if asked < horizon {
+            let retry_window_ms = self.row.retry_window_ms;
+            return Ok(Some(WriteOutcome::TooLateToKnow { retry_window_ms }));
+        }
+        Ok(None)
+    }
+
+    fn stored_outcome(
+        &self,
+        id: RequestId,
+        first_key: &Key,
+        horizon: Timestamp,
+    ) -> Result<Option<WriteOutcome>, MachineError> {
+        let place = layout::outcome(self.slot(first_key)?, first_key, id);
+        let Some(record) = self.overlay.get(&place)? else {
+            return Ok(None);
+        };
+        let (stamp, outcome) = decode_outcome(&record)?;
+        Ok((stamp > horizon).then_some(outcome))
+    }
+
+    fn remember(
+        &mut self,
+        id: RequestId,
+        first_key: &Key,
+        stamp: Timestamp,
+        outcome: WriteOutcome,
+    ) -> Result<WriteOutcome, MachineError> {
+        let place = layout::outcome(self.slot(first_key)?, first_key, id);
+        let record = value::encode(OUTCOME_FORMAT, &(stamp, &outcome));
+        self.overlay.put(place, record);
+        self.row.last_outcome = stamp;
+        Ok(outcome)
+    }
+
+    fn failed_condition(
+        &self,
+        conditions: &[Condition],
+        first: Option<(&Key, &Current<'_>)>,
+    ) -> Result<Option<WriteOutcome>, MachineError> {
+        for (number, condition) in (0..).zip(conditions) {
+            let key = condition.key();
+            let actual = match first {
+                Some((first_key, current)) if first_key == key => current.version(),
+                _ => self.current(key)?.version(),
+            };
+            let holds = match condition {
+                Condition::Version { version, .. } => actual == *version,
+                Condition::Exists { .. } => actual != Timestamp::ZERO,
+                Condition::Value { value, .. } => {
+                    match read::get(&self.overlay, self.slot(key)?, key, Timestamp::MAX)? {
+                        Seen::Present(versioned) => versioned.value == *value,
+                        Seen::Absent => false,
+                    }
+                }
+            };
+            if !holds {
+                return Ok(Some(WriteOutcome::ConditionFailed {
+                    condition: number,
+                    actual,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn current<'k>(&self, key: &'k Key) -> Result<Current<'k>, MachineError> {
+        Current::of(&self.overlay, self.slot(key)?, key)
+    }
+
+    fn slot(&self, key: &Key) -> Result<Slot, MachineError> {
+        self.row.slot_of(key).ok_or_else(|| {
+            MachineError(format!(
+                "no piece of the shard {} has the key {}",
+                self.row.descriptor.range,
+                key.escape_ascii()
+            ))
+        })
+    }
+}
+
+type Found = (Slot, Key, Vec<u8>, Vec<u8>);
+
+/// Reads a stored outcome: its command's stamp and the answer.
+pub(crate) fn decode_outcome(record: &[u8]) -> Result<(Timestamp, WriteOutcome), MachineError> {
+    Ok(value::decode("a stored outcome", OUTCOME_FORMAT, record)?)
+}
+
+fn done(version: Timestamp, deleted: u32) -> WriteOutcome {
+    WriteOutcome::Done {
+        version,
+        deleted,
+        resume: None,
+    }
+}
+
+/// A key has one version per stamp: if a write names it twice, the last operation counts.
+fn last_of_each_key(operations: &[Operation]) -> Vec<&Operation> {
+    if let [only] = operations {
+        return vec![only];
+    }
+    let keyed = operations
+        .iter()
+        .map(|operation| (operation.key(), operation));
+    BTreeMap::from_iter(keyed).into_values().collect()
+}

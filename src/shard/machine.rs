@@ -1,0 +1,299 @@
+//! A shard behind the cut that Raft sees. Decides only.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codec::layout;
+use crate::codec::layout::Slot;
+use crate::engine::Batch;
+use crate::engine::Engine;
+use crate::machine::Applied;
+use crate::machine::MachineError;
+use crate::machine::Received;
+use crate::machine::SnapshotReceiver;
+use crate::machine::SnapshotSource;
+use crate::machine::StateMachine;
+use crate::mvcc::Floors;
+use crate::mvcc::gc;
+use crate::mvcc::gc::Cursor;
+use crate::shard::apply::Applying;
+use crate::shard::apply::decode_outcome;
+use crate::shard::read::ShardReader;
+use crate::shard::row::Piece;
+use crate::shard::row::Row;
+use crate::shard::slots;
+use crate::shard::slots::Slots;
+use crate::shard::snapshot::Receiver;
+use crate::shard::snapshot::Source;
+use crate::types::ReplicaId;
+use crate::types::Timestamp;
+use crate::types::log::LogEntry;
+use crate::types::shard::ShardDescriptor;
+
+/// A batch ends after the entry that takes it above this many bytes: the engine lets no reader in
+/// while it writes one.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long replaced versions are kept unless said otherwise, in milliseconds.
+pub const HISTORY_RETENTION_MS: u64 = 10 * 60 * 1000;
+
+/// How long outcomes are known unless said otherwise, in milliseconds.
+pub const RETRY_WINDOW_MS: u64 = 5 * 60 * 1000;
+
+/// What a replica begins with: no keys, and all that is not keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seed {
+    /// The shard.
+    pub descriptor: ShardDescriptor,
+    /// Where its log begins, and the membership there.
+    pub applied: Applied,
+    /// Its writes are stamped above this.
+    pub last_stamp: Timestamp,
+    /// And a new leader stamps above this.
+    pub ceiling: Timestamp,
+    /// How long replaced versions are kept, in milliseconds; raised to `retry_window_ms` if lower.
+    pub history_retention_ms: u64,
+    /// How long outcomes are known, in milliseconds.
+    pub retry_window_ms: u64,
+}
+
+impl Seed {
+    /// A shard without a past.
+    pub fn new(descriptor: ShardDescriptor, applied: Applied) -> Seed {
+        Seed {
+            descriptor,
+            applied,
+            last_stamp: Timestamp::ZERO,
+            ceiling: Timestamp::ZERO,
+            history_retention_ms: HISTORY_RETENTION_MS,
+            retry_window_ms: RETRY_WINDOW_MS,
+        }
+    }
+}
+
+/// Writes the first row of a replica, in a fresh slot; false when it has a row already. The caller
+/// flushes the engine.
+pub fn seed(
+    engine: &Arc<dyn Engine>,
+    slots: &Arc<Slots>,
+    replica: ReplicaId,
+    seed: Seed,
+) -> Result<bool, MachineError> {
+    if engine.get(&layout::row(replica))?.is_some() {
+        return Ok(false);
+    }
+    let fresh = slots.fresh()?;
+    let row = Row {
+        pieces: vec![Piece {
+            range: seed.descriptor.range.clone(),
+            slot: fresh.slot(),
+        }],
+        applied: seed.applied,
+        last_stamp: seed.last_stamp,
+        descriptor: seed.descriptor,
+        floors: Floors::default(),
+        ceiling: seed.ceiling,
+        ceiling_term: 0,
+        last_outcome: Timestamp::ZERO,
+        history_retention_ms: seed.history_retention_ms.max(seed.retry_window_ms),
+        retry_window_ms: seed.retry_window_ms,
+    };
+    let mut batch = Batch::default();
+    batch.put(layout::row(replica), row.encode());
+    slots::take_off_clear_list(&mut batch, &slots::whole(fresh.slot()));
+    engine.write(batch)?;
+    Ok(true)
+}
+
+/// The replicas of shards that have a row in the engine.
+pub fn replicas(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
+    let (start, end) = layout::rows();
+    let rows = engine.scan(&start, &end, false);
+    rows.map(|pair| Ok(layout::row_replica(&pair?.0)?))
+        .collect()
+}
+
+/// One replica of a shard.
+pub struct ShardMachine {
+    replica: ReplicaId,
+    reader: ShardReader,
+    pass: Option<Pass>,
+    /// The floors of the last complete pass.
+    collected: Floors,
+}
+
+/// A pass of collection over the shard.
+struct Pass {
+    floors: Floors,
+    pieces: Vec<Piece>,
+    outcomes: bool,
+    piece: usize,
+    cursor: Option<Cursor>,
+}
+
+impl ShardMachine {
+    /// The replica whose row is in the engine; `None` when there is no such row.
+    pub fn open(
+        engine: Arc<dyn Engine>,
+        slots: Arc<Slots>,
+        replica: ReplicaId,
+    ) -> Result<Option<ShardMachine>, MachineError> {
+        let Some(row) = engine.get(&layout::row(replica))? else {
+            return Ok(None);
+        };
+        let row = Row::decode(&row)?;
+        Ok(Some(ShardMachine {
+            replica,
+            reader: ShardReader::new(engine, slots, row),
+            pass: None,
+            collected: Floors::default(),
+        }))
+    }
+
+    /// A handle for readers, which stays good while the machine goes on.
+    pub fn reader(&self) -> ShardReader {
+        self.reader.clone()
+    }
+
+    fn commit(&mut self, applying: &mut Applying<'_>) -> Result<(), MachineError> {
+        let (batch, row) = applying.take_batch(self.replica);
+        self.reader.engine().write(batch)?;
+        self.reader.publish(row);
+        Ok(())
+    }
+
+    /// A new pass, when enough has sunk below the floors to be worth looking for.
+    fn next_pass(&self) -> Option<Pass> {
+        let row = self.reader.row();
+        let held = row
+            .pieces
+            .iter()
+            .filter_map(|piece| self.reader.slots().held(piece));
+        let floors = held.fold(row.floors, Floors::min);
+        let has_sunk = |from: Timestamp, to: Timestamp, kept_ms: u64| {
+            to > from && to.wall_ms() - from.wall_ms() >= kept_ms / 8
+        };
+        let collected = self.collected;
+        let is_due = has_sunk(collected.history, floors.history, row.history_retention_ms)
+            || has_sunk(collected.outcomes, floors.outcomes, row.retry_window_ms);
+        is_due.then(|| Pass {
+            floors,
+            pieces: row.pieces.clone(),
+            outcomes: false,
+            piece: 0,
+            cursor: None,
+        })
+    }
+
+    fn collect_portion(&mut self, mut pass: Pass) -> Result<(), MachineError> {
+        let engine = self.reader.engine();
+        let Some(piece) = pass.pieces.get(pass.piece) else {
+            if pass.outcomes {
+                self.collected = pass.floors;
+                return Ok(());
+            }
+            pass.outcomes = true;
+            pass.piece = 0;
+            self.pass = Some(pass);
+            return Ok(());
+        };
+        let cursor = pass.cursor.take();
+        let collected = if pass.outcomes {
+            let forgotten = |record: &[u8]| Ok(decode_outcome(record)?.0 <= pass.floors.outcomes);
+            gc::outcomes(&**engine, piece.slot, &piece.range, forgotten, cursor)?
+        } else {
+            let floor = pass.floors.history;
+            gc::versions(&**engine, piece.slot, &piece.range, floor, cursor)?
+        };
+        if !collected.batch.changes.is_empty() {
+            engine.write(collected.batch)?;
+        }
+        pass.cursor = collected.rest;
+        pass.piece += usize::from(pass.cursor.is_none());
+        self.pass = Some(pass);
+        Ok(())
+    }
+}
+
+impl StateMachine for ShardMachine {
+    fn applied(&self) -> Applied {
+        self.reader.applied()
+    }
+
+    fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Bytes>, MachineError> {
+        let engine = self.reader.engine().clone();
+        let mut applying = Applying::new(&*engine, (*self.reader.row()).clone());
+        let mut answers = Vec::with_capacity(entries.len());
+        let mut uncommitted = false;
+        for entry in entries {
+            answers.push(applying.entry(entry)?);
+            uncommitted = applying.bytes() <= BATCH_BYTES_MAX;
+            if !uncommitted {
+                self.commit(&mut applying)?;
+            }
+        }
+        if uncommitted {
+            self.commit(&mut applying)?;
+        }
+        Ok(answers)
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        Ok(Box::new(Source::new(&self.reader)))
+    }
+
+    fn collect(&mut self) -> Result<bool, MachineError> {
+        match self.pass.take().or_else(|| self.next_pass()) {
+            Some(pass) => self.collect_portion(pass).map(|()| true),
+            None => self.reader.slots().clear(),
+        }
+    }
+
+    fn receiver(&self) -> Box<dyn SnapshotReceiver> {
+        Box::new(Receiver {
+            engine: self.reader.engine().clone(),
+            slots: self.reader.slots().clone(),
+        })
+    }
+
+    fn install(&mut self, applied: Applied, received: Received) -> Result<(), MachineError> {
+        let slot = received.slot.map(Slot).ok_or_else(|| {
+            MachineError("a snapshot of a shard came without the slot that it filled".to_owned())
+        })?;
+        let before = self.reader.row();
+        let sent = Row::decode(&received.state)?;
+        if sent.applied.position != applied.position || applied.position < before.applied.position {
+            let position = |applied: &Applied| applied.position.unwrap_or_default();
+            return Err(MachineError(format!(
+                "a snapshot of position {}, announced as {}, cannot replace the state at {}",
+                position(&sent.applied),
+                position(&applied),
+                position(&before.applied)
+            )));
+        }
+        let row = Row {
+            pieces: vec![Piece {
+                range: sent.descriptor.range.clone(),
+                slot,
+            }],
+            applied,
+            ..sent
+        };
+        let mut batch = Batch::default();
+        batch.put(layout::row(self.replica), row.encode());
+        slots::take_off_clear_list(&mut batch, &slots::whole(slot));
+        for piece in &before.pieces {
+            slots::put_on_clear_list(&mut batch, piece);
+        }
+        // Until the row is published readers still go by the old one.
+        let old = self.reader.slots().hold(&before.pieces);
+        self.reader.engine().write(batch)?;
+        self.reader.publish(row);
+        drop(old);
+        self.reader.slots().release(slot);
+        self.pass = None;
+        self.collected = Floors::default();
+        Ok(())
+    }
+}

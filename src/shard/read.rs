@@ -1,0 +1,311 @@
+//! Answers readers while entries are applied. Decides only.
+//!
+//! A read takes the row, reads at the row's last stamp (or at the one asked for), and then takes the
+//! row again: if the bounds or the slots have changed, or the floor has passed the stamp, what was read
+//! may be another shard's or half collected, and is thrown away. The row is published after its batch
+//! is in the engine, so every key of every entry up to the row's position is there to be read.
+
+use std::sync::Arc;
+use std::sync::RwLock;
+
+use sha2::Digest;
+use sha2::Sha256;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::machine::Applied;
+use crate::machine::MachineError;
+use crate::mvcc::Seen;
+use crate::mvcc::read;
+use crate::mvcc::read::Limits;
+use crate::mvcc::read::Portion;
+use crate::shard::row::Row;
+use crate::shard::slots::Slots;
+use crate::shard::walk::Walk;
+use crate::types::GroupId;
+use crate::types::Key;
+use crate::types::KeyRange;
+use crate::types::Position;
+use crate::types::Timestamp;
+use crate::types::request::KeyValue;
+use crate::types::request::Versioned;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::request::Scan;
+
+/// Why a read was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The shard does not have all of these keys (any more).
+    #[error("the shard {} has the range {}, not all that was asked for", descriptor.id, descriptor.range)]
+    OutOfBounds {
+        /// The shard as it is now.
+        descriptor: Box<ShardDescriptor>,
+    },
+    /// The versions in force at that stamp may be collected.
+    #[error("reads at {as_of} are not possible any more, the oldest is {oldest}")]
+    TooOld {
+        /// The stamp asked for.
+        as_of: Timestamp,
+        /// The oldest that can be asked for.
+        oldest: Timestamp,
+    },
+    /// The replica has not applied everything up to that stamp.
+    #[error("reads at {as_of} are not possible yet, applied is {applied}")]
+    NotYet {
+        /// The stamp asked for.
+        as_of: Timestamp,
+        /// The last stamp applied.
+        applied: Timestamp,
+    },
+    /// The engine failed or stored bytes make no sense: the replica must not go on.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl ReadError {
+    /// The error as a client gets it.
+    pub fn into_error(self, group: GroupId) -> Error {
+        match self {
+            ReadError::OutOfBounds { .. } => Error::StaleEpoch { group },
+            ReadError::TooOld { .. } => Error::invalid("as_of", self),
+            ReadError::NotYet { .. } => Error::unavailable(group, self),
+            ReadError::Machine(error) => Error::Internal(error.0),
+        }
+    }
+}
+
+impl From<ReadError> for String {
+    fn from(error: ReadError) -> String {
+        error.to_string()
+    }
+}
+
+/// What was read, and as of which stamp.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadAt<T> {
+    /// What was read.
+    pub value: T,
+    /// The stamp: everything at or below it was seen, nothing above it.
+    pub as_of: Timestamp,
+}
+
+/// A hash of a replica's whole state. Equal at equal positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateHash {
+    /// The position hashed.
+    pub position: Option<Position>,
+    /// The hash.
+    pub hash: u64,
+}
+
+/// Reads one replica's keys, from any thread, while it applies. Every call may block on the engine.
+#[derive(Clone)]
+pub struct ShardReader {
+    engine: Arc<dyn Engine>,
+    slots: Arc<Slots>,
+    row: Arc<RwLock<Arc<Row>>>,
+}
+
+impl ShardReader {
+    pub(crate) fn new(engine: Arc<dyn Engine>, slots: Arc<Slots>, row: Row) -> ShardReader {
+        ShardReader {
+            engine,
+            slots,
+            row: Arc::new(RwLock::new(Arc::new(row))),
+        }
+    }
+
+    /// Makes a row visible. Its batch must be in the engine.
+    pub(crate) fn publish(&self, row: Row) {
+        *self.row.write().expect("no holder of the lock panics") = Arc::new(row);
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    pub(crate) fn slots(&self) -> &Arc<Slots> {
+        &self.slots
+    }
+
+    /// The row as of the last batch.
+    pub fn row(&self) -> Arc<Row> {
+        self.row
+            .read()
+            .expect("no holder of the lock panics")
+            .clone()
+    }
+
+    /// How far the replica has come.
+    pub fn applied(&self) -> Applied {
+        self.row().applied.clone()
+    }
+
+    /// The stamp of the last write applied.
+    pub fn last_stamp(&self) -> Timestamp {
+        self.row().last_stamp
+    }
+
+    /// Above this and above [`ShardReader::last_stamp`] a new leader stamps.
+    pub fn ceiling(&self) -> Timestamp {
+        self.row().ceiling
+    }
+
+    /// The shard as of the last entry applied.
+    pub fn descriptor(&self) -> ShardDescriptor {
+        self.row().descriptor.clone()
+    }
+
+    /// One key, as of a stamp or of now.
+    pub fn get(&self, key: &[u8], as_of: Option<Timestamp>) -> Result<ReadAt<Seen>, ReadError> {
+        let inside = |row: &Row| row.descriptor.range.contains(key);
+        self.settled(as_of, inside, |row, as_of| self.seen(row, key, as_of))
+    }
+
+    /// Several keys, all as of one stamp, in the order asked for.
+    pub fn get_many(
+        &self,
+        keys: &[Key],
+        as_of: Option<Timestamp>,
+    ) -> Result<ReadAt<Vec<Option<Versioned>>>, ReadError> {
+        let inside = |row: &Row| keys.iter().all(|key| row.descriptor.range.contains(key));
+        self.settled(as_of, inside, |row, as_of| {
+            let seen = keys.iter().map(|key| self.seen(row, key, as_of));
+            seen.map(|seen| seen.map(Seen::into_option)).collect()
+        })
+    }
+
+    /// A portion of a range, which must be within the shard's. How fresh it must be is the caller's
+    /// matter. A portion may be without items and yet have a rest, where many keys are deleted.
+    pub fn scan(&self, scan: &Scan) -> Result<ReadAt<Portion>, ReadError> {
+        let inside = |row: &Row| row.descriptor.range.covers(&scan.range);
+        self.settled(scan.as_of, inside, |row, as_of| {
+            self.scan_pieces(row, scan, as_of)
+        })
+    }
+
+    /// A hash of all that must be equal on all replicas at one position. Reads everything; other
+    /// readers and writes go on.
+    pub fn state_hash(&self) -> Result<StateHash, MachineError> {
+        let mut walk = Walk::begin(self);
+        let mut hash = Sha256::new();
+        hash.update(walk.row().without_places().encode());
+        while let Some(pairs) = walk.portion()? {
+            for (place, record) in pairs {
+                hash.update((place.len() as u64).to_be_bytes());
+                hash.update(&place);
+                hash.update((record.len() as u64).to_be_bytes());
+                hash.update(&record);
+            }
+        }
+        let first = hash.finalize()[..8].try_into();
+        Ok(StateHash {
+            position: walk.row().applied.position,
+            hash: u64::from_be_bytes(first.expect("the hash has 32 bytes")),
+        })
+    }
+
+    fn seen(&self, row: &Row, key: &[u8], as_of: Timestamp) -> Result<Seen, MachineError> {
+        match row.slot_of(key) {
+            Some(slot) => read::get(&*self.engine, slot, key, as_of),
+            None => Ok(Seen::Absent),
+        }
+    }
+
+    /// Reads until the row after the read stands on the same ground as the row before.
+    fn settled<T>(
+        &self,
+        as_of: Option<Timestamp>,
+        inside: impl Fn(&Row) -> bool,
+        read: impl Fn(&Row, Timestamp) -> Result<T, MachineError>,
+    ) -> Result<ReadAt<T>, ReadError> {
+        let mut row = self.row();
+        loop {
+            if !inside(&row) {
+                let descriptor = Box::new(row.descriptor.clone());
+                return Err(ReadError::OutOfBounds { descriptor });
+            }
+            let at = as_of.unwrap_or(row.last_stamp);
+            check_stamp(&row, at)?;
+            let value = read(&row, at);
+            let after = self.row();
+            if is_same_ground(&row, &after, at) {
+                let value = value?;
+                return Ok(ReadAt { value, as_of: at });
+            }
+            row = after;
+        }
+    }
+
+    fn scan_pieces(
+        &self,
+        row: &Row,
+        scan: &Scan,
+        as_of: Timestamp,
+    ) -> Result<Portion, MachineError> {
+        let mut pieces = row.pieces_in(&scan.range);
+        if scan.reverse {
+            pieces.reverse();
+        }
+        let mut left = Limits {
+            keys_max: scan.keys_max.max(1) as usize,
+            bytes_max: scan.bytes_max as usize,
+            reverse: scan.reverse,
+            keys_only: scan.keys_only,
+        };
+        let mut items = Vec::new();
+        for piece in pieces {
+            if left.keys_max == 0 || (left.bytes_max == 0 && !items.is_empty()) {
+                let rest = Some(rest_of(scan, &piece.range));
+                return Ok(Portion { items, rest });
+            }
+            let portion = read::scan(&*self.engine, piece.slot, &piece.range, as_of, left)?;
+            left.keys_max = left.keys_max.saturating_sub(portion.items.len());
+            let sizes = portion.items.iter().map(item_bytes);
+            left.bytes_max = left.bytes_max.saturating_sub(sizes.sum());
+            items.extend(portion.items);
+            if let Some(rest) = portion.rest {
+                let rest = Some(rest_of(scan, &rest));
+                return Ok(Portion { items, rest });
+            }
+        }
+        Ok(Portion { items, rest: None })
+    }
+}
+
+fn item_bytes(item: &KeyValue) -> usize {
+    item.key.len() + item.versioned.value.len()
+}
+
+/// What is left of the whole range when this part of a piece is left.
+fn rest_of(scan: &Scan, part: &KeyRange) -> KeyRange {
+    if scan.reverse {
+        KeyRange {
+            start: scan.range.start.clone(),
+            end: part.end.clone(),
+        }
+    } else {
+        KeyRange {
+            start: part.start.clone(),
+            end: scan.range.end.clone(),
+        }
+    }
+}
+
+fn check_stamp(row: &Row, as_of: Timestamp) -> Result<(), ReadError> {
+    if as_of < row.floors.history {
+        let oldest = row.floors.history;
+        return Err(ReadError::TooOld { as_of, oldest });
+    }
+    if as_of > row.last_stamp {
+        let applied = row.last_stamp;
+        return Err(ReadError::NotYet { as_of, applied });
+    }
+    Ok(())
+}
+
+fn is_same_ground(before: &Row, after: &Row, as_of: Timestamp) -> bool {
+    before.descriptor.range == after.descriptor.range
+        && before.pieces == after.pieces
+        && as_of >= after.floors.history
+}
