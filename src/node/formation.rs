@@ -97,7 +97,8 @@ impl FounderList {
         self.founders.iter().find(|founder| founder.name == name)
     }
 
-    fn of_incarnation(&self, incarnation: Incarnation) -> Option<&Founder> {
+    /// The founder of that incarnation.
+    pub fn of_incarnation(&self, incarnation: Incarnation) -> Option<&Founder> {
         let mut founders = self.founders.iter();
         founders.find(|founder| founder.incarnation == incarnation)
     }
@@ -394,7 +395,7 @@ impl Formation {
         token: String,
         listed: &[Listed],
         record: Record,
-    ) -> Result<Formation, Refusal> {
+    ) -> Result<Formation, Box<Refusal>> {
         check_listed(listed, &own)?;
         let confirmed = record.confirmed_under(&token);
         if let Some(confirmed) = confirmed {
@@ -559,9 +560,7 @@ impl Formation {
             peer.seen = Seen::Unusable("it sent a formed list that does not match its id".into());
             return;
         }
-        if self.record.confirmed.contains(&list)
-            && list.of_incarnation(self.own.incarnation).is_some()
-        {
+        if self.record.confirmed.contains(&list) {
             self.adopting = Some(list);
             return;
         }
@@ -771,8 +770,8 @@ fn text_of(listed: &[Listed]) -> String {
 /// Nodes that a cluster is formed of at most; more join later.
 pub const FOUNDERS_MAX: usize = 32;
 
-fn check_listed(listed: &[Listed], own: &Founder) -> Result<(), Refusal> {
-    let refuse = |reason: String| Err(Refusal::List(reason));
+fn check_listed(listed: &[Listed], own: &Founder) -> Result<(), Box<Refusal>> {
+    let refuse = |reason: String| Err(Box::new(Refusal::List(reason)));
     if listed.len() > FOUNDERS_MAX {
         let count = listed.len();
         return refuse(format!(
@@ -801,16 +800,16 @@ fn check_listed(listed: &[Listed], own: &Founder) -> Result<(), Refusal> {
     }
 }
 
-fn check_unchanged(confirmed: &FounderList, listed: &[Listed]) -> Result<(), Refusal> {
+fn check_unchanged(confirmed: &FounderList, listed: &[Listed]) -> Result<(), Box<Refusal>> {
     let before = listed_of(confirmed);
     if hash_of_listed(&before) == hash_of_listed(listed) {
         return Ok(());
     }
-    Err(Refusal::ListChanged {
+    Err(Box::new(Refusal::ListChanged {
         token: confirmed.token.clone(),
         confirmed: text_of(&before),
         listed: text_of(listed),
-    })
+    }))
 }
 
 /// What a cluster consists of at its first moment. The same on every node that knows the list.

@@ -64,7 +64,7 @@ pub struct Setup {
 pub enum FormationError {
     /// It must not form or come back.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] Box<Refusal>),
     /// `--join` was given.
     #[error(
         "--join: joining an existing cluster is not built yet; this release runs the nodes of --initial-cluster alone"
@@ -152,7 +152,7 @@ pub fn prepare(
     Ok((handle, driver))
 }
 
-fn formation(setup: Setup, directory: &DataDirectory) -> Result<Formation, Refusal> {
+fn formation(setup: Setup, directory: &DataDirectory) -> Result<Formation, Box<Refusal>> {
     let own = Founder {
         name: setup.name.clone(),
         incarnation: directory.incarnation(),
@@ -232,7 +232,7 @@ impl FormationDriver {
             match next {
                 None => return Ok(Settled::Formed(self.formed())),
                 Some(Next::Wait(waiting)) => return Ok(Settled::Waiting(waiting)),
-                Some(Next::Refused(refusal)) => return Err(refusal.into()),
+                Some(Next::Refused(refusal)) => return Err(Box::new(refusal).into()),
                 Some(Next::Formed(formed)) => {
                     info!(cluster = %formed.cluster, nodes = formed.founders.len(), "the cluster is formed");
                     *self.shared.lock() = State::Formed(formed.response());

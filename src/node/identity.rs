@@ -301,13 +301,9 @@ impl DataDirectory {
         };
         self.incarnation = parse_incarnation(&identity.incarnation).map_err(corrupt)?;
         self.record = identity.into_record().map_err(corrupt)?;
-        if self
-            .formed()
-            .is_some_and(|formed| formed.node_of(self.incarnation).is_none())
-        {
-            return Err(corrupt(
-                "its founders do not include its incarnation".into(),
-            ));
+        let mut lists = self.record.confirmed.iter().chain(&self.record.formed);
+        if lists.any(|list| list.of_incarnation(self.incarnation).is_none()) {
+            return Err(corrupt("a list in it lacks its own incarnation".into()));
         }
         Ok(())
     }
