@@ -44,7 +44,7 @@ fn node_of(number: u64) -> Option<NodeId> {
     (number != 0).then_some(NodeId(number))
 }
 
-fn required<T>(field: &str, value: Option<T>) -> Result<T> {
+pub(super) fn required<T>(field: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| Error::invalid(field, "it is not set"))
 }
 
