@@ -230,7 +230,7 @@ impl Fake {
             Request::Write(write) => Response::Write(self.write(&write)?, answered()),
             Request::Status => Response::Status(Box::new(node_status())),
             Request::TransferLeader(_) => Response::TransferLeader,
-            Request::ReadPosition(_) => Response::ReadPosition(position(77)),
+            Request::ReadPosition(_) => Response::ReadPosition(position(77).unwrap()),
             Request::Vote(_, request) => Response::Vote(VoteResponse {
                 vote: request.vote,
                 last: position(3),
