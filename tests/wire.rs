@@ -1,6 +1,8 @@
 //! The network over gRPC: real doors on loopback before a node that only remembers, spoken to through
 //! the channel that nodes and clients use, and through a bare gRPC client.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

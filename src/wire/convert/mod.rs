@@ -4,6 +4,8 @@
 pub mod kv;
 pub mod cluster;
 pub mod transport;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
