@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::io::Write;
 use std::path::Path;
+use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::time::Duration;
@@ -43,18 +44,17 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
     );
 
     let mut containers = Containers::up().await;
-    let mut import = quorate(&["import", "--rate", RECORDS_PER_SECOND])
+    let import = quorate(&["import", "--rate", RECORDS_PER_SECOND])
         .arg(&input)
-        .spawn()
-        .unwrap();
+        .spawn();
+    let mut import = Import(import.unwrap());
     let began = tokio::time::Instant::now();
     let mut kills = 0;
     let ended = loop {
-        if let Some(ended) = import.try_wait().unwrap() {
+        if let Some(ended) = import.0.try_wait().unwrap() {
             break ended;
         }
         if began.elapsed() > IMPORT_MAX {
-            import.kill().unwrap();
             panic!("the import still runs after {IMPORT_MAX:?} and {kills} kills");
         }
         containers.kill_and_restart_leader().await;
@@ -68,6 +68,17 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
     let exported = quorate(&["export"]).arg(&output).status().unwrap();
     assert!(exported.success(), "the export ended with {exported}");
     compare(&records, &read_lines(&output));
+}
+
+/// The import; killed when the test ends before it.
+struct Import(Child);
+
+impl Drop for Import {
+    fn drop(&mut self) {
+        // One that has ended by itself cannot be killed, and need not.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Why there can be no containers here.

@@ -167,7 +167,7 @@ impl Site {
         let disks = names.map(|name| Disk::new(directory, name).unwrap());
         let disks = disks.collect();
         Site {
-            rig: Rig::new(binary, directory, &[]),
+            rig: Rig::new(binary, directory, support::SMALL_LOG),
             disks,
         }
     }

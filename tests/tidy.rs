@@ -78,6 +78,17 @@ const ACTING_WORDS: &[&str] = &[
 /// Modules of the standard library that act.
 const ACTING_PATHS: &[&str] = &["fs", "net", "thread", "process", "env"];
 
+/// What is a mere value in such a module.
+const VALUES: &[&str] = &[
+    "IpAddr",
+    "Ipv4Addr",
+    "Ipv6Addr",
+    "SocketAddr",
+    "SocketAddrV4",
+    "SocketAddrV6",
+    "AddrParseError",
+];
+
 const UNSAFE_HOME: &str = "src/engine/sled.rs";
 
 #[test]
@@ -290,6 +301,12 @@ impl<'a> Code<'a> {
         }
     }
 
+    /// Whether the file has a module of its own with this name, which hides a library.
+    fn declares(&self, name: &str) -> bool {
+        let mut pairs = self.words.windows(2);
+        pairs.any(|pair| pair[0].text == "mod" && pair[1].text == name)
+    }
+
     /// Whether the word begins a path (`name::..`) or is used by itself (`use name`).
     fn begins_path(&self, index: usize) -> bool {
         if self.at(index, -1) == "::" {
@@ -309,16 +326,15 @@ impl<'a> Code<'a> {
             };
             // A type is meant wherever it stands; a library only where a path begins.
             let is_type = word.text.starts_with(char::is_uppercase);
-            if !is_type && !self.begins_path(index) {
+            if !is_type && (!self.begins_path(index) || self.declares(&word.text)) {
                 continue;
             }
             if !home.places.iter().any(|place| lies_in(self.path, place)) {
                 found.push(format!(
-                    "{}: `{}` may be named only in {} (for a module of that name write `self::{}`)",
+                    "{}: `{}` may be named only in {}",
                     self.place(word),
                     word.text,
                     home.places.join(" and "),
-                    word.text,
                 ));
             }
         }
@@ -327,7 +343,9 @@ impl<'a> Code<'a> {
     fn decides_only(&self, found: &mut Vec<String>) {
         for (index, word) in self.words.iter().enumerate() {
             let path = word.text == "std" && self.at(index, 1) == "::";
-            let acting_path = path && ACTING_PATHS.contains(&self.at(index, 2));
+            let acting_path = path
+                && ACTING_PATHS.contains(&self.at(index, 2))
+                && !VALUES.contains(&self.at(index, 4));
             if acting_path {
                 found.push(format!(
                     "{}: the file says `Decides only` and names `std::{}`",
@@ -657,6 +675,10 @@ mod bad_sources {
             );
             accepted("src/high.rs", act);
         }
+        accepted(
+            "src/high.rs",
+            "//! Decides only.\nuse std::net::SocketAddr;",
+        );
         refused(
             "src/high.rs",
             "//! It is Decides\n//! only, over two lines.\nuse tokio::sync::mpsc;",

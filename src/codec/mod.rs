@@ -4,3 +4,4 @@ pub mod ordered;
 pub mod layout;
 pub mod value;
 pub mod frame;
+pub mod record;

@@ -1,1 +1,14 @@
-//! Where shards live.
+//! Where shards live: who the nodes are, which shards there are, which ids were given out. Replicated
+//! by a group of its own, on which the data path does not depend.
+
+pub mod command;
+pub mod state;
+pub mod machine;
+
+pub use command::PlacementAnswer;
+pub use command::PlacementCommand;
+pub use machine::PlacementMachine;
+pub use machine::PlacementReader;
+pub use machine::replicas;
+pub use machine::seed;
+pub use state::PlacementState;

@@ -4,3 +4,4 @@
 pub mod history;
 pub mod workload;
 pub mod processes;
+pub mod disk;

@@ -52,7 +52,7 @@ pub struct Options {
     pub writers: usize,
     /// Keys of each writer.
     pub keys: usize,
-    /// Bytes of each value, at least; a value also names its write.
+    /// Bytes of a value, at least; a value also names its write. One in sixteen is 64 times as long.
     pub value_bytes: usize,
     /// What is written follows from it.
     pub seed: u64,
@@ -330,7 +330,8 @@ impl Writer {
         self.written += 1;
         let name = format!("{}w{:02}/k{key:03}", self.options.prefix, self.number);
         let mut value = format!("{name}#{}", self.written).into_bytes();
-        value.resize(value.len().max(self.options.value_bytes), b'.');
+        let times = if self.chance.below(16) == 0 { 64 } else { 1 };
+        value.resize(value.len().max(self.options.value_bytes * times), b'.');
         let key_bytes = Bytes::from(name);
         let put = Operation::Put {
             key: key_bytes.clone(),

@@ -41,6 +41,7 @@ const TEXT_BYTES_MAX: usize = 1024;
 
 /// The status of an error; `request` is the id of the write that failed.
 pub fn to_status(error: &Error, request: Option<RequestId>) -> Status {
+    let request = own_request(error).or(request);
     let detail = to_detail(error, request);
     let mut details = vec![any(DETAIL_URL, &detail), any(INFO_URL, &info(error))];
     if let Some(retry) = retry_after(error) {
@@ -97,17 +98,30 @@ pub fn to_detail(error: &Error, request: Option<RequestId>) -> v1::ErrorDetail {
         Effect::None => v1::Effect::None,
         Effect::Unknown => v1::Effect::Unknown,
     };
-    let (kind, request) = match error {
-        Error::Unknown { request, .. } | Error::TooLateToKnow { request, .. } => {
-            (kind_out(error), Some(*request))
-        }
-        _other => (kind_out(error), request),
-    };
+    let request = own_request(error).or(request);
     v1::ErrorDetail {
         effect: effect.into(),
         request_id: request.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0)),
         retry_after_ms: retry_after(error).map(milliseconds),
-        kind: Some(kind),
+        kind: Some(kind_out(error)),
+    }
+}
+
+fn own_request(error: &Error) -> Option<RequestId> {
+    match error {
+        Error::Unknown { request, .. } | Error::TooLateToKnow { request, .. } => Some(*request),
+        Error::Invalid { .. }
+        | Error::NotLeader { .. }
+        | Error::Unavailable { .. }
+        | Error::Overloaded { .. }
+        | Error::NoSpace { .. }
+        | Error::Timeout { .. }
+        | Error::ClockAhead { .. }
+        | Error::StaleEpoch { .. }
+        | Error::WrongCluster { .. }
+        | Error::WrongNode { .. }
+        | Error::NotFound { .. }
+        | Error::Internal(_) => None,
     }
 }
 
@@ -241,24 +255,24 @@ fn shortened(text: &str) -> String {
 // ---- inwards ----
 
 /// What was asked with a call that failed: decides what its failure means.
-#[derive(Debug, Clone)]
-pub struct Asked {
-    /// In words.
-    pub what: String,
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Who was asked, in words.
+    pub what: &'a str,
     /// The write's id; `None` for what changes nothing.
     pub write: Option<RequestId>,
     /// How long the answer was allowed to take.
     pub deadline: Duration,
 }
 
-impl Asked {
+impl Asked<'_> {
     /// The error of a call that failed after it had been handed to a connection.
     pub fn failed(&self, status: &Status) -> Error {
         if let Some(error) = from_status(status) {
             return error;
         }
         if was_never_sent(status) {
-            return Error::unavailable(&self.what, status.message());
+            return Error::unavailable(self.what, status.message());
         }
         if let Some(request) = self.write {
             let reason = format!("{}: {}", status.code().description(), status.message());
@@ -275,7 +289,7 @@ impl Asked {
                 reason: format!("no answer within {} ms", self.deadline.as_millis()),
             },
             None => Error::Timeout {
-                what: self.what.clone(),
+                what: self.what.to_owned(),
                 after: self.deadline,
             },
         }
@@ -290,9 +304,9 @@ impl Asked {
             | Code::Aborted
             | Code::Internal
             | Code::Unavailable
-            | Code::DataLoss => Error::unavailable(&self.what, status.message()),
+            | Code::DataLoss => Error::unavailable(self.what, status.message()),
             Code::ResourceExhausted => Error::Overloaded {
-                queue: self.what.clone(),
+                queue: self.what.to_owned(),
                 retry_after: Duration::from_millis(50),
             },
             Code::InvalidArgument
@@ -320,6 +334,12 @@ pub fn from_status(status: &Status) -> Option<Error> {
 /// The request id in a status: that of a write, chosen by the entering node if the caller had none.
 pub fn request_of(status: &Status) -> Option<RequestId> {
     id_of(&detail_of(status)?)
+}
+
+/// The error in an encoded detail.
+pub fn from_detail_bytes(detail: Bytes) -> Error {
+    let error = v1::ErrorDetail::decode(detail).ok().and_then(from_detail);
+    error.unwrap_or_else(|| Error::Internal("it failed without a readable reason".to_owned()))
 }
 
 /// The error in a detail; `None` if it is not one that this version knows.
@@ -500,7 +520,7 @@ mod tests {
     #[test]
     fn only_the_receiver_may_say_that_a_write_did_not_happen() {
         let asked = |write| Asked {
-            what: "n1".to_owned(),
+            what: "n1",
             write,
             deadline: Duration::from_secs(1),
         };
@@ -532,7 +552,7 @@ mod tests {
         let mut status = Status::unavailable("tcp connect error");
         status.set_source(std::sync::Arc::new(ConnectError("refused".into())));
         let asked = Asked {
-            what: "n1".to_owned(),
+            what: "n1",
             write: Some(id()),
             deadline: Duration::from_secs(1),
         };

@@ -30,6 +30,14 @@ use quorate::wire::request::NodeStatus;
 /// machine is slow; a cluster that is well takes a second.
 pub const READY: Duration = Duration::from_secs(60);
 
+/// A log that is checkpointed and purged often and whose segments are soon full, so that a short test
+/// comes to what takes a running node hours.
+pub const SMALL_LOG: &[&str] = &[
+    "--checkpoint-interval=1s",
+    "--log-entries-kept=50",
+    "--log-segment-bytes=8MiB",
+];
+
 /// A cluster of child processes, and connections to its nodes. Shows the ends of the logs when the
 /// test fails.
 pub struct Rig {
@@ -123,7 +131,7 @@ pub fn writers(prefix: &str, seed: u64) -> workload::Options {
         prefix: prefix.to_owned(),
         writers: 8,
         keys: 4,
-        value_bytes: 100,
+        value_bytes: 300,
         seed,
         attempt: Duration::from_secs(2),
     }

@@ -71,29 +71,24 @@ pub fn batch_get_of(request: v1::BatchGetRequest) -> Result<Meant<BatchGet>> {
     Ok((BatchGet { keys, read }, cluster))
 }
 
-/// Checks a Put. `make` gives an id where the request has none.
-pub fn put_of(request: v1::PutRequest, make: &dyn Fn() -> RequestId) -> Result<Meant<Write>> {
+/// Checks a Put. Its id comes from [`id_of`].
+pub fn put_of(request: v1::PutRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     let mut size = Size::default();
     let key = size.key("key", request.key)?;
     let value = size.value("value", request.value)?;
-    let id = id_of(&request.request_id, make)?;
     Ok((one(id, Operation::Put { key, value }), cluster))
 }
 
-/// Checks a Delete. `make` gives an id where the request has none.
-pub fn delete_of(request: v1::DeleteRequest, make: &dyn Fn() -> RequestId) -> Result<Meant<Write>> {
+/// Checks a Delete. Its id comes from [`id_of`].
+pub fn delete_of(request: v1::DeleteRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     let key = Size::default().key("key", request.key)?;
-    let id = id_of(&request.request_id, make)?;
     Ok((one(id, Operation::Delete { key }), cluster))
 }
 
-/// Checks a DeleteRange. `make` gives an id where the request has none.
-pub fn delete_range_of(
-    request: v1::DeleteRangeRequest,
-    make: &dyn Fn() -> RequestId,
-) -> Result<Meant<Write>> {
+/// Checks a DeleteRange. Its id comes from [`id_of`].
+pub fn delete_range_of(request: v1::DeleteRangeRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     let range = range_of("range", required("range", request.range)?)?;
     let limit = match request.limit {
@@ -106,13 +101,12 @@ pub fn delete_range_of(
         limit as usize,
         DELETE_RANGE_KEYS_MAX as usize,
     )?;
-    let id = id_of(&request.request_id, make)?;
     let kind = WriteKind::Range { range, limit };
     Ok((Write { id, kind }, cluster))
 }
 
-/// Checks a Write. `make` gives an id where the request has none.
-pub fn write_of(request: v1::WriteRequest, make: &dyn Fn() -> RequestId) -> Result<Meant<Write>> {
+/// Checks a Write. Its id comes from [`id_of`].
+pub fn write_of(request: v1::WriteRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
     if request.operations.is_empty() {
         return Err(Error::invalid(
@@ -140,7 +134,6 @@ pub fn write_of(request: v1::WriteRequest, make: &dyn Fn() -> RequestId) -> Resu
     let operations = operations.map(|operation| operation_of(operation, &mut size));
     let operations = operations.collect::<Result<Vec<_>>>()?;
     check_each_key_once(&operations)?;
-    let id = id_of(&request.request_id, make)?;
     let kind = WriteKind::Keys {
         conditions,
         operations,

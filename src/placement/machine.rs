@@ -1,0 +1,456 @@
+//! Placement's state behind the cut that Raft sees. Decides only.
+//!
+//! The state is small and is written whole, in pieces short enough for the engine, in the same batch
+//! as the row that says how far it has come.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::RwLock;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::codec::frame::FRAME_BYTES;
+use crate::codec::frame::FrameKind;
+use crate::codec::frame::FrameReader;
+use crate::codec::frame::FrameWriter;
+use crate::codec::layout;
+use crate::codec::value;
+use crate::engine::Batch;
+use crate::engine::Engine;
+use crate::machine::Applied;
+use crate::machine::MachineError;
+use crate::machine::Received;
+use crate::machine::SNAPSHOT_CHUNK_BYTES_MAX;
+use crate::machine::SnapshotReceiver;
+use crate::machine::SnapshotSink;
+use crate::machine::SnapshotSource;
+use crate::machine::StateMachine;
+use crate::placement::command::PlacementCommand;
+use crate::placement::state::PlacementState;
+use crate::types::Position;
+use crate::types::ReplicaId;
+use crate::types::log::LogEntry;
+use crate::types::log::Payload;
+
+const ROW_FORMAT: u8 = 1;
+const STATE_FORMAT: u8 = 1;
+
+/// Bytes of the state in one stored value.
+const PIECE_BYTES: usize = 4 * 1024;
+
+#[derive(Serialize, Deserialize)]
+struct Row {
+    position: Option<Position>,
+    membership_position: Option<Position>,
+    membership: Bytes,
+    pieces: u32,
+}
+
+/// The state as of one position.
+#[derive(Debug, Clone, Default)]
+struct Current {
+    applied: Applied,
+    state: Arc<PlacementState>,
+    /// How many pieces are stored.
+    pieces: u32,
+}
+
+/// Writes the first state of a replica; false when it has one already. The caller flushes the engine.
+pub fn seed(
+    engine: &dyn Engine,
+    replica: ReplicaId,
+    state: PlacementState,
+    applied: Applied,
+) -> Result<bool, MachineError> {
+    if engine.get(&layout::placement_row(replica))?.is_some() {
+        return Ok(false);
+    }
+    let mut current = Current {
+        applied,
+        state: Arc::new(state),
+        pieces: 0,
+    };
+    engine.write(current.batch(replica))?;
+    Ok(true)
+}
+
+/// The replicas of placement that have a row in the engine: one, or none.
+pub fn replicas(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
+    let (start, end) = layout::placement_rows();
+    let rows = engine.scan(&start, &end, false);
+    rows.map(|pair| Ok(layout::row_replica(&pair?.0)?))
+        .collect()
+}
+
+impl Current {
+    fn read(engine: &dyn Engine, replica: ReplicaId) -> Result<Option<Current>, MachineError> {
+        let Some(row) = engine.get(&layout::placement_row(replica))? else {
+            return Ok(None);
+        };
+        let row: Row = value::decode("the row of placement", ROW_FORMAT, &row)?;
+        let mut encoded = Vec::new();
+        for number in 0..row.pieces {
+            let piece = engine.get(&layout::placement_state(replica, number))?;
+            encoded.extend(piece.ok_or_else(|| {
+                MachineError(format!("piece {number} of placement's state is missing"))
+            })?);
+        }
+        Ok(Some(Current {
+            applied: Applied {
+                position: row.position,
+                membership_position: row.membership_position,
+                membership: row.membership,
+            },
+            state: Arc::new(decode_state(&encoded)?),
+            pieces: row.pieces,
+        }))
+    }
+
+    /// Everything, in one batch.
+    fn batch(&mut self, replica: ReplicaId) -> Batch {
+        let encoded = encode_state(&self.state);
+        let mut batch = Batch::default();
+        let mut pieces = 0;
+        for piece in encoded.chunks(PIECE_BYTES) {
+            batch.put(layout::placement_state(replica, pieces), piece.to_vec());
+            pieces += 1;
+        }
+        for surplus in pieces..self.pieces {
+            batch.delete(layout::placement_state(replica, surplus));
+        }
+        self.pieces = pieces;
+        let row = Row {
+            position: self.applied.position,
+            membership_position: self.applied.membership_position,
+            membership: self.applied.membership.clone(),
+            pieces,
+        };
+        batch.put(
+            layout::placement_row(replica),
+            value::encode(ROW_FORMAT, &row),
+        );
+        batch
+    }
+
+    fn entry(&mut self, entry: &LogEntry) -> Result<Bytes, MachineError> {
+        let last = self.applied.position.replace(entry.position);
+        if let Some(last) = last
+            && entry.position.index != last.index + 1
+        {
+            return Err(MachineError(format!(
+                "entry {} does not follow the applied entry {last}",
+                entry.position
+            )));
+        }
+        match &entry.payload {
+            Payload::Blank => Ok(Bytes::new()),
+            Payload::Membership(membership) => {
+                self.applied.membership = membership.clone();
+                self.applied.membership_position = Some(entry.position);
+                Ok(Bytes::new())
+            }
+            Payload::Command(bytes) => {
+                let command = PlacementCommand::decode(bytes)?;
+                Ok(Arc::make_mut(&mut self.state).apply(command).encode())
+            }
+        }
+    }
+}
+
+fn encode_state(state: &PlacementState) -> Vec<u8> {
+    value::encode(STATE_FORMAT, state)
+}
+
+fn decode_state(bytes: &[u8]) -> Result<PlacementState, MachineError> {
+    Ok(value::decode("placement's state", STATE_FORMAT, bytes)?)
+}
+
+/// One replica of placement.
+pub struct PlacementMachine {
+    engine: Arc<dyn Engine>,
+    replica: ReplicaId,
+    current: Arc<RwLock<Current>>,
+}
+
+/// Reads placement's state while it applies.
+#[derive(Clone)]
+pub struct PlacementReader {
+    current: Arc<RwLock<Current>>,
+}
+
+impl PlacementReader {
+    /// The state as of the last entries applied.
+    pub fn state(&self) -> Arc<PlacementState> {
+        self.get().state
+    }
+
+    /// How far the replica has come.
+    pub fn applied(&self) -> Applied {
+        self.get().applied
+    }
+
+    fn get(&self) -> Current {
+        self.current
+            .read()
+            .expect("no holder of the lock panics")
+            .clone()
+    }
+}
+
+impl PlacementMachine {
+    /// The replica whose row is in the engine; `None` when there is no such row.
+    pub fn open(
+        engine: Arc<dyn Engine>,
+        replica: ReplicaId,
+    ) -> Result<Option<PlacementMachine>, MachineError> {
+        let current = Current::read(&*engine, replica)?;
+        Ok(current.map(|current| PlacementMachine {
+            engine,
+            replica,
+            current: Arc::new(RwLock::new(current)),
+        }))
+    }
+
+    /// A handle for readers, which stays good while the machine goes on.
+    pub fn reader(&self) -> PlacementReader {
+        PlacementReader {
+            current: self.current.clone(),
+        }
+    }
+
+    fn write(&mut self, mut next: Current) -> Result<(), MachineError> {
+        self.engine.write(next.batch(self.replica))?;
+        *self.current.write().expect("no holder of the lock panics") = next;
+        Ok(())
+    }
+}
+
+impl StateMachine for PlacementMachine {
+    fn applied(&self) -> Applied {
+        self.reader().applied()
+    }
+
+    fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Bytes>, MachineError> {
+        let mut next = self.reader().get();
+        let answers = entries
+            .iter()
+            .map(|entry| next.entry(entry))
+            .collect::<Result<_, _>>()?;
+        if !entries.is_empty() {
+            self.write(next)?;
+        }
+        Ok(answers)
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
+        let current = self.reader().get();
+        let encoded = encode_state(&current.state);
+        let mut writer = FrameWriter::default();
+        let pieces = encoded.chunks(SNAPSHOT_CHUNK_BYTES_MAX - FRAME_BYTES);
+        let mut chunks: VecDeque<Bytes> = pieces
+            .map(|piece| writer.frame(FrameKind::Pairs, piece))
+            .collect();
+        chunks.push_back(writer.frame(FrameKind::End, &[]));
+        Ok(Box::new(Source {
+            applied: current.applied,
+            chunks,
+        }))
+    }
+
+    fn collect(&mut self) -> Result<bool, MachineError> {
+        Ok(false)
+    }
+
+    fn receiver(&self) -> Box<dyn SnapshotReceiver> {
+        Box::new(Receiver)
+    }
+
+    fn install(&mut self, applied: Applied, received: Received) -> Result<(), MachineError> {
+        let before = self.reader().get();
+        if applied.position < before.applied.position {
+            let position = |applied: &Applied| applied.position.unwrap_or_default();
+            return Err(MachineError(format!(
+                "a snapshot of position {} cannot replace the state at {}",
+                position(&applied),
+                position(&before.applied)
+            )));
+        }
+        self.write(Current {
+            applied,
+            state: Arc::new(decode_state(&received.state)?),
+            pieces: before.pieces,
+        })
+    }
+}
+
+struct Source {
+    applied: Applied,
+    chunks: VecDeque<Bytes>,
+}
+
+impl SnapshotSource for Source {
+    fn applied(&self) -> Applied {
+        self.applied.clone()
+    }
+
+    fn next(&mut self) -> Result<Option<Bytes>, MachineError> {
+        Ok(self.chunks.pop_front())
+    }
+}
+
+struct Receiver;
+
+impl SnapshotReceiver for Receiver {
+    fn begin(&self) -> Result<Box<dyn SnapshotSink>, MachineError> {
+        Ok(Box::new(Sink::default()))
+    }
+}
+
+#[derive(Default)]
+struct Sink {
+    reader: FrameReader,
+    state: Vec<u8>,
+    is_complete: bool,
+}
+
+impl SnapshotSink for Sink {
+    fn chunk(&mut self, chunk: Bytes) -> Result<(), MachineError> {
+        let opened = self.reader.open(chunk);
+        let (kind, payload) = opened.map_err(|error| MachineError(error.to_string()))?;
+        match kind {
+            FrameKind::Pairs if !self.is_complete => self.state.extend_from_slice(&payload),
+            FrameKind::End if !self.is_complete => self.is_complete = true,
+            FrameKind::Head | FrameKind::Pairs | FrameKind::End => {
+                return Err(MachineError(
+                    "the chunks of placement's snapshot are out of order".to_owned(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Received, MachineError> {
+        if !self.is_complete {
+            return Err(MachineError(
+                "the last chunk of placement's snapshot is missing".to_owned(),
+            ));
+        }
+        decode_state(&self.state)?;
+        Ok(Received {
+            slot: None,
+            state: self.state.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::MemoryEngine;
+    use crate::placement::command::PlacementAnswer;
+    use crate::types::Incarnation;
+    use crate::types::NodeId;
+    use crate::types::node::Member;
+
+    use super::*;
+
+    fn member(id: u64) -> Member {
+        Member {
+            id: NodeId(id),
+            incarnation: Incarnation([id as u8; 16]),
+            name: format!("n{id}"),
+            node_address: "a".repeat(200),
+            client_address: String::new(),
+        }
+    }
+
+    fn entry(index: u64, payload: Payload) -> LogEntry {
+        LogEntry {
+            position: Position { term: 1, index },
+            payload,
+        }
+    }
+
+    fn command(index: u64, command: PlacementCommand) -> LogEntry {
+        entry(index, Payload::Command(command.encode()))
+    }
+
+    fn machine(engine: &Arc<MemoryEngine>) -> PlacementMachine {
+        let engine: Arc<dyn Engine> = engine.clone();
+        PlacementMachine::open(engine, ReplicaId(1))
+            .unwrap()
+            .unwrap()
+    }
+
+    fn seeded() -> Arc<MemoryEngine> {
+        let engine = Arc::new(MemoryEngine::new());
+        let applied = Applied {
+            position: Some(Position { term: 1, index: 1 }),
+            ..Applied::default()
+        };
+        let state = PlacementState::formed(vec![member(1)], Vec::new());
+        assert!(seed(&*engine, ReplicaId(1), state.clone(), applied.clone()).unwrap());
+        assert!(!seed(&*engine, ReplicaId(1), state, applied).unwrap());
+        engine
+    }
+
+    #[test]
+    fn what_was_applied_is_there_after_a_restart_as_far_as_it_was_written() {
+        let engine = seeded();
+        engine.flush().unwrap();
+        let mut first = machine(&engine);
+        let entries: Vec<LogEntry> = (2..40)
+            .map(|id| command(id, PlacementCommand::RecordMember(member(id))))
+            .collect();
+        first.apply(&entries).unwrap();
+        let again = machine(&engine);
+        assert_eq!(again.reader().state(), first.reader().state());
+        assert_eq!(again.applied(), first.applied());
+        assert!(first.reader().get().pieces > 1);
+
+        engine.crash(0);
+        let mut behind = machine(&engine);
+        assert_eq!(behind.applied().position.unwrap().index, 1);
+        behind.apply(&entries).unwrap();
+        assert_eq!(behind.reader().state(), first.reader().state());
+    }
+
+    #[test]
+    fn a_snapshot_carries_the_whole_state() {
+        let mut sender = machine(&seeded());
+        let entries: Vec<LogEntry> = (2..3000)
+            .map(|id| command(id, PlacementCommand::RecordMember(member(id))))
+            .collect();
+        sender.apply(&entries).unwrap();
+        let mut source = sender.snapshot().unwrap();
+        let mut target = machine(&seeded());
+        let mut sink = target.receiver().begin().unwrap();
+        sender.apply(&[entry(3000, Payload::Blank)]).unwrap();
+        let mut chunks = 0;
+        while let Some(chunk) = source.next().unwrap() {
+            assert!(chunk.len() <= SNAPSHOT_CHUNK_BYTES_MAX);
+            sink.chunk(chunk).unwrap();
+            chunks += 1;
+        }
+        assert!(chunks > 2);
+        let received = sink.finish().unwrap();
+        target.install(source.applied(), received).unwrap();
+        assert_eq!(target.reader().state(), sender.reader().state());
+        assert_eq!(target.applied().position.unwrap().index, 2999);
+    }
+
+    #[test]
+    fn a_gap_ends_the_replica_and_an_id_is_answered() {
+        let mut machine = machine(&seeded());
+        let take = PlacementCommand::TakeIds { count: 2 };
+        let answers = machine.apply(&[command(2, take.clone())]).unwrap();
+        let answer = PlacementAnswer::decode(&answers[0]).unwrap();
+        assert_eq!(answer, PlacementAnswer::FirstId(2));
+        let error = machine.apply(&[command(4, take)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "entry 1.4 does not follow the applied entry 1.2"
+        );
+    }
+}

@@ -1,0 +1,748 @@
+//! Runs the transcripts under `tests/scripts` on both engines. A stanza is prose, commands, `---`, and
+//! what came out, one line for each command. `UPDATE_GOLDEN=1` writes what comes out; a person reads
+//! the change.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate::codec::layout;
+use quorate::codec::layout::Family;
+use quorate::codec::layout::Place;
+use quorate::codec::layout::Slot;
+use quorate::engine::Batch;
+use quorate::engine::Engine;
+use quorate::engine::MemoryEngine;
+use quorate::engine::Overlay;
+use quorate::engine::SledEngine;
+use quorate::engine::sled::Options;
+use quorate::machine::Applied;
+use quorate::machine::SnapshotSource;
+use quorate::machine::StateMachine;
+use quorate::mvcc::Author;
+use quorate::mvcc::Seen;
+use quorate::mvcc::gc;
+use quorate::mvcc::read;
+use quorate::mvcc::version::Content;
+use quorate::mvcc::version::Version;
+use quorate::mvcc::write::Current;
+use quorate::shard;
+use quorate::shard::Command;
+use quorate::shard::Seed;
+use quorate::shard::ShardMachine;
+use quorate::shard::Slots;
+use quorate::shard::command;
+use quorate::types::Key;
+use quorate::types::KeyRange;
+use quorate::types::Position;
+use quorate::types::ReplicaId;
+use quorate::types::RequestId;
+use quorate::types::ShardId;
+use quorate::types::Timestamp;
+use quorate::types::log::LogEntry;
+use quorate::types::log::Payload;
+use quorate::types::request::Condition;
+use quorate::types::request::Operation;
+use quorate::types::request::ReadKind;
+use quorate::types::request::Versioned;
+use quorate::types::request::Write;
+use quorate::types::request::WriteKind;
+use quorate::types::request::WriteOutcome;
+use quorate::types::shard::Epoch;
+use quorate::types::shard::ShardDescriptor;
+use quorate::wire::request::Scan;
+
+#[test]
+fn engine_scripts() {
+    run_all("engine", |store| Box::new(EngineScript { store }));
+}
+
+#[test]
+fn mvcc_scripts() {
+    run_all("mvcc", |store| Box::new(MvccScript { store }));
+}
+
+#[test]
+fn shard_scripts() {
+    run_all("shard", |store| Box::new(ShardScript::new(store)));
+}
+
+/// Something that takes commands and answers each with a line.
+trait Script {
+    fn run(&mut self, command: &str) -> String;
+}
+
+/// An engine that can be closed and opened again.
+struct Store {
+    directory: Option<tempfile::TempDir>,
+    engine: Option<Arc<dyn Engine>>,
+}
+
+impl Store {
+    fn memory() -> Store {
+        Store {
+            directory: None,
+            engine: Some(Arc::new(MemoryEngine::new())),
+        }
+    }
+
+    fn sled() -> Store {
+        let mut store = Store {
+            directory: Some(tempfile::tempdir().unwrap()),
+            engine: None,
+        };
+        store.reopen();
+        store
+    }
+
+    fn engine(&self) -> &Arc<dyn Engine> {
+        self.engine.as_ref().unwrap()
+    }
+
+    fn reopen(&mut self) {
+        if let Some(directory) = &self.directory {
+            self.engine = None;
+            let options = Options {
+                cache_bytes: 1024 * 1024,
+            };
+            let engine = SledEngine::open(directory.path(), &options).unwrap();
+            self.engine = Some(Arc::new(engine));
+        }
+    }
+}
+
+fn run_all(folder: &str, start: impl Fn(Store) -> Box<dyn Script>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/scripts")
+        .join(folder);
+    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no scripts in {}", folder.display());
+    for file in files {
+        let script = fs::read_to_string(&file).unwrap();
+        let on_memory = rewritten(&script, &mut *start(Store::memory()));
+        let on_sled = rewritten(&script, &mut *start(Store::sled()));
+        let name = file.display();
+        same_lines(&on_memory, &on_sled, &format!("{name}: memory, then sled"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&file, &on_memory).unwrap();
+        } else {
+            same_lines(&script, &on_memory, &format!("{name}: written, then now"));
+        }
+    }
+}
+
+fn same_lines(left: &str, right: &str, what: &str) {
+    for (number, (left, right)) in (1..).zip(left.lines().zip(right.lines())) {
+        assert_eq!(left, right, "{what}, line {number}");
+    }
+    assert_eq!(left, right, "{what}");
+}
+
+/// The script with the output that its commands give now.
+fn rewritten(script: &str, runner: &mut dyn Script) -> String {
+    let stanzas = script.trim().split("\n\n").map(|stanza| {
+        let mut out = String::new();
+        let mut output = String::new();
+        let given = stanza.lines().take_while(|line| *line != "---");
+        for line in given {
+            writeln!(out, "{line}").unwrap();
+            if !line.starts_with('#') {
+                writeln!(output, "{}", runner.run(line)).unwrap();
+            }
+        }
+        if !output.is_empty() {
+            write!(out, "---\n{output}").unwrap();
+        }
+        out
+    });
+    stanzas.collect::<Vec<_>>().join("\n")
+}
+
+fn text(bytes: &[u8]) -> String {
+    match bytes {
+        [] => "\"\"".to_owned(),
+        [first, .., last] if bytes.len() > 40 => {
+            let ends = [*first, *last].escape_ascii().to_string();
+            format!("<{} bytes {ends}>", bytes.len())
+        }
+        short => short.escape_ascii().to_string(),
+    }
+}
+
+/// `x*5000` is five thousand times `x`.
+fn value(word: &str) -> Bytes {
+    match word.split_once('*') {
+        Some((piece, times)) => piece.repeat(times.parse().unwrap()).into(),
+        None => word.to_owned().into(),
+    }
+}
+
+fn key(word: &str) -> Key {
+    value(word)
+}
+
+/// `7.2` is the third stamp of millisecond 7.
+fn stamp(word: &str) -> Timestamp {
+    let (wall_ms, counter) = word.split_once('.').unwrap_or((word, "0"));
+    Timestamp::from_wall(wall_ms.parse().unwrap()).plus(counter.parse().unwrap())
+}
+
+/// `a..m`; either end may be left out.
+fn range(word: &str) -> KeyRange {
+    let (start, end) = word.split_once("..").unwrap();
+    KeyRange {
+        start: key(start),
+        end: (!end.is_empty()).then(|| key(end)),
+    }
+}
+
+fn versioned(versioned: &Versioned) -> String {
+    format!("{}@{}", text(&versioned.value), versioned.version)
+}
+
+fn seen(seen: Seen) -> String {
+    match seen {
+        Seen::Absent => "absent".to_owned(),
+        Seen::Present(found) => versioned(&found),
+    }
+}
+
+fn portion(portion: &read::Portion) -> String {
+    let mut words: Vec<String> = portion
+        .items
+        .iter()
+        .map(|item| format!("{}={}", text(&item.key), versioned(&item.versioned)))
+        .collect();
+    if let Some(rest) = &portion.rest {
+        words.push(format!("rest {rest}"));
+    }
+    or_nothing(words.join(" "))
+}
+
+fn or_nothing(words: String) -> String {
+    if words.is_empty() {
+        return "nothing".to_owned();
+    }
+    words
+}
+
+/// Everything in the slots, one line for each user key and family.
+fn dump(engine: &dyn Engine) -> String {
+    let mut out = String::new();
+    let (start, end) = (layout::in_other_slot(Slot(0), &[]), vec![0x11]);
+    for pair in engine.scan(&start, &end, false) {
+        let (place, record) = pair.unwrap();
+        let place = Place::of(&place).unwrap();
+        let what = match place.family {
+            Family::Newest | Family::History => {
+                let version = Version::decode(record.into()).unwrap();
+                let content = match version.content {
+                    Content::Value(value) => text(&value),
+                    Content::Chunked { chunks, bytes } => {
+                        format!("<{bytes} bytes in {chunks} pieces>")
+                    }
+                    Content::Tombstone => "tombstone".to_owned(),
+                };
+                format!("{content}@{}", version.author.stamp)
+            }
+            Family::Chunk => continue,
+            _ => format!("{} bytes", record.len()),
+        };
+        write!(out, " {:?}:{}={what}", place.family, text(&place.key)).unwrap();
+    }
+    or_nothing(out.trim().to_owned())
+}
+
+/// `put k v`, `delete k`, `batch put k v, delete k`, `get k`, `scan a..b [reverse]`, `flush`, `reopen`.
+struct EngineScript {
+    store: Store,
+}
+
+impl Script for EngineScript {
+    fn run(&mut self, command: &str) -> String {
+        let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let engine = self.store.engine();
+        match verb {
+            "put" | "delete" | "batch" => {
+                let changes = command.strip_prefix("batch ").unwrap_or(command);
+                let mut batch = Batch::default();
+                for change in changes.split(", ") {
+                    match *change.split(' ').collect::<Vec<_>>() {
+                        ["put", place, record] => batch.put(place.into(), value(record).to_vec()),
+                        ["delete", place] => batch.delete(place.into()),
+                        _ => panic!("no such change: {change}"),
+                    }
+                }
+                engine.write(batch).unwrap();
+                "ok".to_owned()
+            }
+            "get" => match engine.get(rest.as_bytes()).unwrap() {
+                Some(record) => text(&record),
+                None => "absent".to_owned(),
+            },
+            "scan" => {
+                let reverse = rest.ends_with(" reverse");
+                let range = range(rest.trim_end_matches(" reverse"));
+                let end = range.end.unwrap_or_else(|| Bytes::from_static(&[0xff]));
+                let pairs = engine.scan(&range.start, &end, reverse);
+                let words = pairs.map(|pair| {
+                    let (place, record) = pair.unwrap();
+                    format!("{}={}", text(&place), text(&record))
+                });
+                or_nothing(words.collect::<Vec<_>>().join(" "))
+            }
+            "flush" => {
+                engine.flush().unwrap();
+                "ok".to_owned()
+            }
+            "reopen" => {
+                self.store.reopen();
+                "ok".to_owned()
+            }
+            _ => panic!("no such command: {command}"),
+        }
+    }
+}
+
+/// `put k v STAMP`, `delete k STAMP`, `get k STAMP`, `scan a..b STAMP [keys] [reverse] [limit=N]
+/// [bytes=N]`, `gc STAMP`, `dump`.
+struct MvccScript {
+    store: Store,
+}
+
+impl MvccScript {
+    fn write(&self, name: &str, at: &str, content: Option<Bytes>) -> String {
+        let engine = self.store.engine();
+        let mut overlay = Overlay::new(&**engine);
+        let key = key(name);
+        let author = Author {
+            stamp: stamp(at),
+            command: stamp(at),
+            request: RequestId::new(1, [0; 10]),
+        };
+        let current = Current::of(&overlay, Slot(1), &key).unwrap();
+        match content {
+            Some(content) => current.put(&mut overlay, author, &content),
+            None => current.delete(&mut overlay, author),
+        }
+        let batch = overlay.take_batch();
+        let changes = batch.changes.len();
+        let longest = batch.changes.iter().map(|(place, record)| {
+            let record = record.as_ref().map_or(0, Vec::len);
+            place.len() + record
+        });
+        assert!(longest.max().unwrap() <= layout::STORED_BYTES_MAX);
+        engine.write(batch).unwrap();
+        format!("{changes} changes")
+    }
+
+    fn scan(&self, words: &[&str]) -> String {
+        let mut limits = read::Limits {
+            keys_max: usize::MAX,
+            bytes_max: usize::MAX,
+            reverse: false,
+            keys_only: false,
+        };
+        for word in &words[2..] {
+            match word.split_once('=') {
+                Some(("limit", limit)) => limits.keys_max = limit.parse().unwrap(),
+                Some(("bytes", limit)) => limits.bytes_max = limit.parse().unwrap(),
+                _ if *word == "reverse" => limits.reverse = true,
+                _ if *word == "keys" => limits.keys_only = true,
+                _ => panic!("no such word: {word}"),
+            }
+        }
+        let engine = self.store.engine();
+        let found = read::scan(
+            &**engine,
+            Slot(1),
+            &range(words[0]),
+            stamp(words[1]),
+            limits,
+        );
+        portion(&found.unwrap())
+    }
+}
+
+impl Script for MvccScript {
+    fn run(&mut self, command: &str) -> String {
+        let words: Vec<&str> = command.split(' ').collect();
+        let engine = self.store.engine();
+        match *words {
+            ["put", name, content, at] => self.write(name, at, Some(value(content))),
+            ["delete", name, at] => self.write(name, at, None),
+            ["get", name, at] => {
+                seen(read::get(&**engine, Slot(1), &key(name), stamp(at)).unwrap())
+            }
+            ["scan", ref words @ ..] => self.scan(words),
+            ["gc", floor] => {
+                let all = KeyRange::ALL;
+                let collected = gc::versions(&**engine, Slot(1), &all, stamp(floor), None).unwrap();
+                let removed = collected.batch.changes.len();
+                engine.write(collected.batch).unwrap();
+                format!("{removed} removed")
+            }
+            ["dump"] => dump(&**engine),
+            _ => panic!("no such command: {command}"),
+        }
+    }
+}
+
+/// `retain HISTORY_MS WINDOW_MS` first; `at MS`; `write [stamp:S] [term:N] [ceiling:S] [bounds:N]` and
+/// then writes parted by `|`, each of `id:N@MS`, `if:k@S`, `if:k=v`, `if:k`, `put:k=v`, `del:k`,
+/// `range:a..b/LIMIT`; `blank`, `membership NAME`, `bad KIND`; `get k [S]`, `scan a..b [S] [limit=N]
+/// [reverse] [keys]`; `gc`, `row`, `dump`, `slots`; `snapshot`, `install`, `abandon`, `reopen`.
+struct ShardScript {
+    store: Store,
+    slots: Option<Arc<Slots>>,
+    machine: Option<ShardMachine>,
+    copy: Option<ShardMachine>,
+    source: Option<(Box<dyn SnapshotSource>, u64)>,
+    wall_ms: u64,
+    requests: u64,
+}
+
+impl ShardScript {
+    fn new(store: Store) -> ShardScript {
+        ShardScript {
+            store,
+            slots: None,
+            machine: None,
+            copy: None,
+            source: None,
+            wall_ms: 0,
+            requests: 1000,
+        }
+    }
+
+    fn machine(&mut self) -> &mut ShardMachine {
+        self.machine
+            .as_mut()
+            .expect("the script begins with retain")
+    }
+
+    fn begin(&mut self, history_retention_ms: u64, retry_window_ms: u64) -> String {
+        let slots = Slots::open(self.store.engine().clone()).unwrap();
+        for replica in [1, 2] {
+            let descriptor = ShardDescriptor {
+                id: ShardId(1),
+                range: KeyRange::ALL,
+                epoch: Epoch { conf: 1, bounds: 1 },
+                replicas: Vec::new(),
+            };
+            let applied = Applied {
+                position: Some(Position { term: 1, index: 1 }),
+                ..Applied::default()
+            };
+            let seed = Seed {
+                history_retention_ms,
+                retry_window_ms,
+                ..Seed::new(descriptor, applied)
+            };
+            assert!(shard::seed(self.store.engine(), &slots, ReplicaId(replica), seed).unwrap());
+        }
+        self.slots = Some(slots);
+        self.open();
+        "ok".to_owned()
+    }
+
+    fn open(&mut self) {
+        let open = |replica| {
+            let engine = self.store.engine().clone();
+            ShardMachine::open(engine, self.slots.clone().unwrap(), ReplicaId(replica)).unwrap()
+        };
+        (self.machine, self.copy) = (open(1), open(2));
+    }
+
+    fn apply(&mut self, term: Option<u64>, payload: Payload) -> Result<Bytes, String> {
+        let last = self.machine().applied().position.unwrap();
+        let position = Position {
+            term: term.unwrap_or(last.term),
+            index: last.index + 1,
+        };
+        let entry = LogEntry { position, payload };
+        let answers = self.machine().apply(&[entry]);
+        answers
+            .map(|answers| answers[0].clone())
+            .map_err(|error| error.to_string())
+    }
+
+    fn write(&mut self, words: &str) -> String {
+        let mut term = None;
+        let last = self.machine().reader().last_stamp();
+        let mut header = command::Header {
+            stamp: last.plus(1).max(Timestamp::from_wall(self.wall_ms)),
+            ceiling: Timestamp::ZERO,
+            epoch: Epoch { conf: 1, bounds: 1 },
+        };
+        let mut writes = Vec::new();
+        for words in words.split(" | ") {
+            self.requests += 1;
+            let mut write = WriteWords::new(self.requests, self.wall_ms.saturating_sub(1));
+            for word in words.split(' ') {
+                match word.split_once(':').unwrap() {
+                    ("stamp", word) => header.stamp = stamp(word),
+                    ("term", word) => term = Some(word.parse().unwrap()),
+                    ("ceiling", word) => header.ceiling = stamp(word),
+                    ("bounds", word) => header.epoch.bounds = word.parse().unwrap(),
+                    (verb, word) => write.take(verb, word),
+                }
+            }
+            writes.push(write.write());
+        }
+        let bytes = Command { header, writes }.encode();
+        match self.apply(term, Payload::Command(bytes)) {
+            Ok(answer) => {
+                let outcomes = command::decode_outcomes(&answer).unwrap();
+                outcomes.iter().map(outcome).collect::<Vec<_>>().join(" | ")
+            }
+            Err(error) => error,
+        }
+    }
+
+    fn scan(&mut self, words: &[&str]) -> String {
+        let mut scan = Scan {
+            range: range(words[0]),
+            keys_max: u32::MAX,
+            bytes_max: u32::MAX,
+            reverse: false,
+            keys_only: false,
+            read: ReadKind::Linearizable,
+            as_of: None,
+        };
+        for word in &words[1..] {
+            match word.split_once('=') {
+                Some(("limit", limit)) => scan.keys_max = limit.parse().unwrap(),
+                _ if *word == "reverse" => scan.reverse = true,
+                _ if *word == "keys" => scan.keys_only = true,
+                _ => scan.as_of = Some(stamp(word)),
+            }
+        }
+        match self.machine().reader().scan(&scan) {
+            Ok(found) => format!("{} as of {}", portion(&found.value), found.as_of),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn get(&mut self, name: &str, at: Option<&str>) -> String {
+        match self.machine().reader().get(&key(name), at.map(stamp)) {
+            Ok(found) => seen(found.value),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn install(&mut self) -> String {
+        let (mut source, hash) = self.source.take().expect("snapshot comes before install");
+        let copy = self.copy.as_mut().unwrap();
+        let mut sink = copy.receiver().begin().unwrap();
+        let mut chunks = 0;
+        while let Some(chunk) = source.next().unwrap() {
+            sink.chunk(chunk).unwrap();
+            chunks += 1;
+        }
+        let received = sink.finish().unwrap();
+        copy.install(source.applied(), received).unwrap();
+        let installed = copy.reader().state_hash().unwrap();
+        assert_eq!(installed.hash, hash, "the copy differs from the original");
+        let position = installed.position.unwrap();
+        format!("{chunks} chunks, at {position}, equal to the original")
+    }
+
+    fn abandon(&mut self) -> String {
+        let (mut source, _) = self.source.take().expect("snapshot comes before abandon");
+        let copy = self.copy.as_mut().unwrap();
+        let mut sink = copy.receiver().begin().unwrap();
+        for _ in 0..2 {
+            sink.chunk(source.next().unwrap().unwrap()).unwrap();
+        }
+        "given up half-way".to_owned()
+    }
+
+    fn slots(&self) -> String {
+        let pieces = self.slots.as_ref().unwrap().clear_list().unwrap();
+        let words = pieces
+            .iter()
+            .map(|piece| format!("slot {} {}", piece.slot.0, piece.range));
+        let clear = or_nothing(words.collect::<Vec<_>>().join(" "));
+        let (start, end) = (layout::in_other_slot(Slot(0), &[]), vec![0x11]);
+        let mut counts = std::collections::BTreeMap::<u8, u32>::new();
+        for pair in self.store.engine().scan(&start, &end, false) {
+            *counts.entry(pair.unwrap().0[8]).or_default() += 1;
+        }
+        format!("to clear: {clear}; keys by slot: {counts:?}")
+    }
+
+    fn reopen(&mut self) -> String {
+        (self.machine, self.copy, self.source, self.slots) = (None, None, None, None);
+        self.store.engine().flush().unwrap();
+        self.store.reopen();
+        self.slots = Some(Slots::open(self.store.engine().clone()).unwrap());
+        self.open();
+        format!("at {}", self.machine().applied().position.unwrap())
+    }
+
+    fn row(&mut self) -> String {
+        let row = self.machine().reader().row();
+        format!(
+            "at {} last {} floors {} {} ceiling {} of term {} conf {} membership {} at {}",
+            row.applied.position.unwrap(),
+            row.last_stamp,
+            row.floors.history,
+            row.floors.outcomes,
+            row.ceiling,
+            row.ceiling_term,
+            row.descriptor.epoch.conf,
+            text(&row.applied.membership),
+            row.applied.membership_position.unwrap_or_default(),
+        )
+    }
+}
+
+impl Script for ShardScript {
+    fn run(&mut self, command: &str) -> String {
+        let words: Vec<&str> = command.split(' ').collect();
+        match *words {
+            ["retain", history, window] => {
+                self.begin(history.parse().unwrap(), window.parse().unwrap())
+            }
+            ["at", wall_ms] => {
+                self.wall_ms = wall_ms.parse().unwrap();
+                "ok".to_owned()
+            }
+            ["write", ..] => self.write(command.strip_prefix("write ").unwrap()),
+            ["blank"] => format!("{:?}", self.apply(None, Payload::Blank).unwrap()),
+            ["membership", name] => {
+                let membership = Payload::Membership(value(name));
+                format!("{:?}", self.apply(None, membership).unwrap())
+            }
+            ["bad", kind] => {
+                let mut bytes = Command::default().encode().to_vec();
+                bytes[1] = kind.parse().unwrap();
+                let payload = Payload::Command(bytes.into());
+                self.apply(None, payload).unwrap_err()
+            }
+            ["get", name] => self.get(name, None),
+            ["get", name, at] => self.get(name, Some(at)),
+            ["scan", ref words @ ..] => self.scan(words),
+            ["gc"] => {
+                while self.machine().collect().unwrap() {}
+                "ok".to_owned()
+            }
+            ["row"] => self.row(),
+            ["dump"] => dump(&**self.store.engine()),
+            ["slots"] => self.slots(),
+            ["snapshot"] => {
+                let hash = self.machine().reader().state_hash().unwrap();
+                self.source = Some((self.machine().snapshot().unwrap(), hash.hash));
+                format!("at {}", hash.position.unwrap())
+            }
+            ["install"] => self.install(),
+            ["abandon"] => self.abandon(),
+            ["reopen"] => self.reopen(),
+            _ => panic!("no such command: {command}"),
+        }
+    }
+}
+
+/// The words of one write.
+struct WriteWords {
+    id: RequestId,
+    conditions: Vec<Condition>,
+    operations: Vec<Operation>,
+    range: Option<(KeyRange, u32)>,
+}
+
+fn request(number: u64, wall_ms: u64) -> RequestId {
+    let mut random = [0; 10];
+    random[2..].copy_from_slice(&number.to_be_bytes());
+    RequestId::new(wall_ms, random)
+}
+
+impl WriteWords {
+    fn new(number: u64, wall_ms: u64) -> WriteWords {
+        WriteWords {
+            id: request(number, wall_ms),
+            conditions: Vec::new(),
+            operations: Vec::new(),
+            range: None,
+        }
+    }
+
+    fn take(&mut self, verb: &str, word: &str) {
+        match verb {
+            "id" => {
+                let (number, wall_ms) = word.split_once('@').unwrap();
+                self.id = request(number.parse().unwrap(), wall_ms.parse().unwrap());
+            }
+            "if" => self.conditions.push(condition(word)),
+            "put" => {
+                let (name, content) = word.split_once('=').unwrap();
+                self.operations.push(Operation::Put {
+                    key: key(name),
+                    value: value(content),
+                });
+            }
+            "del" => self.operations.push(Operation::Delete { key: key(word) }),
+            "range" => {
+                let (span, limit) = word.split_once('/').unwrap();
+                self.range = Some((range(span), limit.parse().unwrap()));
+            }
+            _ => panic!("no such word: {verb}:{word}"),
+        }
+    }
+
+    fn write(self) -> Write {
+        let kind = match self.range {
+            Some((range, limit)) => WriteKind::Range { range, limit },
+            None => WriteKind::Keys {
+                conditions: self.conditions,
+                operations: self.operations,
+            },
+        };
+        Write { id: self.id, kind }
+    }
+}
+
+fn condition(word: &str) -> Condition {
+    if let Some((name, version)) = word.split_once('@') {
+        return Condition::Version {
+            key: key(name),
+            version: stamp(version),
+        };
+    }
+    match word.split_once('=') {
+        Some((name, content)) => Condition::Value {
+            key: key(name),
+            value: value(content),
+        },
+        None => Condition::Exists { key: key(word) },
+    }
+}
+
+fn outcome(outcome: &WriteOutcome) -> String {
+    match outcome {
+        WriteOutcome::Done {
+            version,
+            deleted,
+            resume,
+        } => {
+            let resume = resume
+                .as_ref()
+                .map_or(String::new(), |key| format!(", resume at {}", text(key)));
+            format!("done @{version} deleted {deleted}{resume}")
+        }
+        WriteOutcome::ConditionFailed { condition, actual } => {
+            format!("condition {condition} failed, there is @{actual}")
+        }
+        other => format!("{other:?}"),
+    }
+}
