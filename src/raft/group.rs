@@ -481,6 +481,16 @@ impl Group {
             .map_err(|fatal| self.inner.stopped(&fatal))
     }
 
+    /// Makes the library's core panic.
+    #[cfg(test)]
+    pub(super) async fn panic_core(&self) {
+        let _ = self
+            .inner
+            .raft()
+            .with_raft_state(|_| panic!("the core is made to panic"))
+            .await;
+    }
+
     /// Stops the replica; its store stays. Queued log writes have ended when it returns.
     pub async fn stop(&self) {
         let supervisor = self

@@ -39,6 +39,8 @@ mod log_store;
 mod network;
 mod runtime;
 mod state_machine;
+#[cfg(test)]
+mod suite;
 
 pub use config::Options;
 pub use convert::encode_members;

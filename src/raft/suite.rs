@@ -1,0 +1,377 @@
+//! The library's own conformance tests, run against our log and our state machine: in memory, and on
+//! real files under a real engine. Then what the library's tests do not look at: a core that panics.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::Stream;
+use futures::StreamExt;
+use futures::stream;
+use openraft::OptionalSend;
+use openraft::StorageError;
+use openraft::storage::EntryResponder;
+use openraft::storage::RaftStateMachine;
+use openraft::testing::log::StoreBuilder;
+use openraft::testing::log::Suite;
+
+use crate::engine::Engine;
+use crate::engine::memory::MemoryEngine;
+use crate::engine::sled;
+use crate::engine::sled::SledEngine;
+use crate::env::files::DiskFiles;
+use crate::env::files::Files;
+use crate::machine::Applied;
+use crate::mvcc::Seen;
+use crate::raft::Group;
+use crate::raft::Leadership;
+use crate::raft::Opening;
+use crate::raft::Options;
+use crate::raft::config::LogId;
+use crate::raft::config::Snapshot;
+use crate::raft::config::SnapshotMeta;
+use crate::raft::config::StoredMembership;
+use crate::raft::config::TypeConfig;
+use crate::raft::convert;
+use crate::raft::encode_members;
+use crate::raft::log_store::LogStore;
+use crate::raft::state_machine::Applier;
+use crate::raft::state_machine::CheckpointBuilder;
+use crate::raft::state_machine::Hosted;
+use crate::raft::state_machine::SnapshotData;
+use crate::shard;
+use crate::shard::Seed;
+use crate::shard::ShardMachine;
+use crate::shard::ShardReader;
+use crate::shard::Slots;
+use crate::shard::command::Header;
+use crate::testkit::disk::CrashDisk;
+use crate::types::GroupId;
+use crate::types::Key;
+use crate::types::KeyRange;
+use crate::types::NodeId;
+use crate::types::Position;
+use crate::types::ReplicaId;
+use crate::types::RequestId;
+use crate::types::ShardId;
+use crate::types::Timestamp;
+use crate::types::Value;
+use crate::types::log::LogEntry;
+use crate::types::log::Payload;
+use crate::types::request::Operation;
+use crate::types::request::Write;
+use crate::types::request::WriteKind;
+use crate::types::shard::Epoch;
+use crate::types::shard::Replica;
+use crate::types::shard::ShardDescriptor;
+use crate::wal;
+use crate::wal::ReplicaLog;
+use crate::wal::Wal;
+use crate::wire::request::Channel;
+use crate::wire::request::Service;
+
+const REPLICA: ReplicaId = ReplicaId(1);
+const SHADOW: ReplicaId = ReplicaId(2);
+
+/// Where a store lives, and what must outlive it.
+enum Ground {
+    Memory,
+    Files,
+}
+
+/// Fresh stores on memory or on files.
+struct Builder(Ground);
+
+/// Kept for as long as the store is used; the log's thread ends with the last way to it.
+type Kept = (Option<tempfile::TempDir>, Wal);
+
+impl StoreBuilder<TypeConfig, LogStore, Logged, Kept> for Builder {
+    async fn build(&self) -> Result<(Kept, LogStore, Logged), StorageError<TypeConfig>> {
+        let directory = match self.0 {
+            Ground::Memory => None,
+            Ground::Files => Some(tempfile::tempdir().unwrap()),
+        };
+        let (files, engine) = stores(directory.as_ref().map(tempfile::TempDir::path));
+        let wal = open_wal(
+            files,
+            directory
+                .as_ref()
+                .map_or(Path::new("/"), |directory| directory.path()),
+        );
+        let log = wal.born(REPLICA, Default::default()).await.unwrap();
+        let shadow = wal.born(SHADOW, Default::default()).await.unwrap();
+        let hosted = Hosted::new(
+            Box::new(machine(&engine, Applied::default())),
+            flush(&engine),
+            fail(),
+        );
+        let applier = hosted.applier(shadow.clone()).await;
+        Ok((
+            (directory, wal),
+            LogStore::new(log),
+            Logged { applier, shadow },
+        ))
+    }
+}
+
+fn stores(directory: Option<&Path>) -> (Arc<dyn Files>, Arc<dyn Engine>) {
+    match directory {
+        None => (
+            Arc::new(CrashDisk::new()),
+            Arc::new(MemoryEngine::default()),
+        ),
+        Some(directory) => {
+            let options = sled::Options {
+                cache_bytes: 8 << 20,
+            };
+            let engine = SledEngine::open(&directory.join("engine"), &options).unwrap();
+            (Arc::new(DiskFiles), Arc::new(engine))
+        }
+    }
+}
+
+fn open_wal(files: Arc<dyn Files>, directory: &Path) -> Wal {
+    let options = wal::Options {
+        segment_bytes: wal::SEGMENT_BYTES_MIN,
+        ..Default::default()
+    };
+    let (wal, writer) = Wal::open(files, &directory.join("wal"), options).unwrap();
+    writer.spawn(&wal).unwrap();
+    wal
+}
+
+fn machine(engine: &Arc<dyn Engine>, applied: Applied) -> ShardMachine {
+    let slots = Slots::open(Arc::clone(engine)).unwrap();
+    let replicas = vec![Replica {
+        id: REPLICA,
+        node: NodeId(1),
+    }];
+    let descriptor = ShardDescriptor {
+        id: ShardId(1),
+        range: KeyRange::ALL,
+        epoch: Epoch::default(),
+        replicas,
+    };
+    shard::seed(engine, &slots, REPLICA, Seed::new(descriptor, applied)).unwrap();
+    ShardMachine::open(Arc::clone(engine), slots, REPLICA)
+        .unwrap()
+        .unwrap()
+}
+
+fn flush(engine: &Arc<dyn Engine>) -> crate::raft::Flush {
+    let engine = Arc::clone(engine);
+    Arc::new(move || {
+        engine.flush().unwrap();
+        async {}.boxed()
+    })
+}
+
+fn fail() -> crate::raft::Fail {
+    Arc::new(|why| panic!("the machine failed: {why}"))
+}
+
+/// The suite applies entries that it has not logged, and leaves gaps between them. Neither happens in a
+/// group, and neither is taken: the applier waits for the log, the machine refuses a gap. So gaps are
+/// filled with blank entries, and all are logged first, in a log of their own.
+struct Logged {
+    applier: Applier,
+    shadow: ReplicaLog,
+}
+
+impl Logged {
+    async fn log(&self, entries: &[EntryResponder<TypeConfig>]) -> io::Result<()> {
+        for (entry, _) in entries {
+            let entry = convert::to_log_entry(entry.clone());
+            let Position { term, index } = entry.position;
+            let last = self.shadow.state().last.map(|last| last.index);
+            if index > 0 && last != Some(index - 1) {
+                self.shadow
+                    .purge(Position {
+                        term,
+                        index: index - 1,
+                    })
+                    .await?;
+            }
+            self.shadow
+                .append(vec![entry], Box::new(|synced| synced.unwrap()))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Logged {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = CheckpointBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        self.applier.applied_state().await
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let entries: Vec<_> = entries.map(Result::unwrap).collect().await;
+        self.log(&entries).await?;
+        self.applier
+            .apply(stream::iter(entries.into_iter().map(Ok)))
+            .await
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<CheckpointBuilder> {
+        self.applier.try_create_snapshot_builder(force).await
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CheckpointBuilder {
+        self.applier.get_snapshot_builder().await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
+        self.applier.install_snapshot(meta, snapshot).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        self.applier.get_current_snapshot().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_librarys_suite_passes_in_memory() {
+    Suite::test_all(Builder(Ground::Memory)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_librarys_suite_passes_on_real_files() {
+    Suite::test_all(Builder(Ground::Files)).await.unwrap();
+}
+
+/// A group of one replica needs nobody.
+struct Nobody;
+
+impl Channel for Nobody {
+    fn node(&self, id: NodeId) -> Arc<dyn Service> {
+        unreachable!("{id} was asked")
+    }
+
+    fn address(&self, address: &str) -> Arc<dyn Service> {
+        unreachable!("{address} was asked")
+    }
+
+    fn learn(&self, _member: crate::types::node::Member) {}
+}
+
+async fn lone_group(engine: &Arc<dyn Engine>, wal: &Wal) -> (Group, ShardReader) {
+    let replica = Replica {
+        id: REPLICA,
+        node: NodeId(1),
+    };
+    let seed = Some(Position { term: 1, index: 1 });
+    let applied = Applied {
+        position: seed,
+        membership_position: seed,
+        membership: encode_members(&[replica]),
+    };
+    let machine = machine(engine, applied);
+    let reader = machine.reader();
+    let opening = Opening {
+        group: GroupId::Shard(ShardId(1)),
+        replica: REPLICA,
+        log: wal.log(REPLICA).unwrap(),
+        machine: Box::new(machine),
+        channel: Arc::new(Nobody),
+        flush: flush(engine),
+        fail: fail(),
+        options: Options::default(),
+    };
+    (Group::open(opening).await.unwrap(), reader)
+}
+
+async fn leading(group: &Group) -> u64 {
+    let mut leadership = group.leadership();
+    let leads = leadership.wait_for(|now| matches!(now, Leadership::Leading { .. }));
+    let leads = tokio::time::timeout(Duration::from_secs(10), leads)
+        .await
+        .unwrap()
+        .unwrap();
+    match *leads {
+        Leadership::Leading { term } => term,
+        other => unreachable!("{other:?}"),
+    }
+}
+
+fn put(round: u64) -> shard::Command {
+    let key = Key::copy_from_slice(&[round as u8]);
+    let operations = vec![Operation::Put {
+        key,
+        value: Value::from_static(b"value"),
+    }];
+    let kind = WriteKind::Keys {
+        conditions: Vec::new(),
+        operations,
+    };
+    let header = Header {
+        stamp: Timestamp::from_wall(round + 1),
+        ..Default::default()
+    };
+    shard::Command {
+        header,
+        writes: vec![Write {
+            id: RequestId::new(round, [0; 10]),
+            kind,
+        }],
+    }
+}
+
+/// openraft's issue 2116 is one way for a core to panic; the group must come back on the same store,
+/// with everything that was answered, in a later term.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_whose_core_panics_is_reopened_and_has_lost_nothing() {
+    let (files, engine) = stores(None);
+    let wal = open_wal(files, Path::new("/"));
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let (group, reader) = lone_group(&engine, &wal).await;
+    for round in 1..=3 {
+        let term = leading(&group).await;
+        group
+            .propose(term, put(round).encode())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        let before = group.read_position().await.unwrap();
+        let leadership = Mutex::new(group.leadership());
+        group.panic_core().await;
+        let mut changes = leadership.into_inner().unwrap();
+        changes
+            .wait_for(|now| !matches!(now, Leadership::Leading { term: now } if *now == term))
+            .await
+            .unwrap();
+        assert!(leading(&group).await > term);
+        let position = group.read_position().await.unwrap();
+        assert!(position > before);
+        group.wait_applied(position).await;
+        for written in 1..=round {
+            let key = [written as u8];
+            assert!(
+                matches!(reader.get(&key, None).unwrap().value, Seen::Present(_)),
+                "{written}"
+            );
+        }
+    }
+    group.panic_core().await;
+    let mut leadership = group.leadership();
+    let failed = leadership.wait_for(|now| *now == Leadership::Failed);
+    tokio::time::timeout(Duration::from_secs(10), failed)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(group.view().role, "failed");
+}
