@@ -287,16 +287,17 @@ impl Inode {
     }
 
     fn crash(&mut self, kept_of_4: u64, chance: &mut Seeded) {
-        let last = self.writes.len().saturating_sub(1);
+        let torn = (chance.below(3) == 0).then(|| self.writes.len().saturating_sub(1));
         for (nth, (offset, bytes)) in self.writes.drain(..).enumerate() {
+            if torn == Some(nth) {
+                let kept = usize::try_from(chance.below(bytes.len() as u64 + 1)).unwrap_or(0);
+                put(&mut self.durable, &bytes[..kept], offset);
+                continue;
+            }
             for (at, sector) in sectors(offset, &bytes) {
                 if chance.below(4) < kept_of_4 {
                     put(&mut self.durable, sector, at);
                 }
-            }
-            if nth == last {
-                let torn = usize::try_from(chance.below(bytes.len() as u64 + 1)).unwrap_or(0);
-                put(&mut self.durable, &bytes[..torn], offset);
             }
         }
         self.now = self.durable.clone();
