@@ -1,6 +1,8 @@
 //! The write-ahead log on a disk that forgets: whatever was acknowledged is there after every power
 //! cut, nothing that was taken away comes back, and damage is told from a tear.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
+
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -156,6 +158,7 @@ enum Event {
     PurgeBeyond(usize, u64),
     Gone(usize),
     Round,
+    Rounds,
     Release,
     FailSync(u64),
     FailWrite(u64),
@@ -181,7 +184,8 @@ fn event() -> impl Strategy<Value = Event> {
         8 => (replica.clone(), 0..6_u64).prop_map(|(r, kept)| Event::Purge(r, kept)),
         1 => (replica.clone(), 1..9_u64).prop_map(|(r, ahead)| Event::PurgeBeyond(r, ahead)),
         1 => replica.prop_map(Event::Gone),
-        30 => Just(Event::Round),
+        20 => Just(Event::Round),
+        15 => Just(Event::Rounds),
         2 => Just(Event::Release),
         1 => (1..4_u64).prop_map(Event::FailSync),
         1 => (1..4_u64).prop_map(Event::FailWrite),
@@ -316,7 +320,7 @@ impl Trial {
                 .map(drop)
                 .map_err(|e| e.to_string())
         });
-        self.rounds()?;
+        self.rounds(usize::MAX)?;
         Ok(self.wal().log(id).filter(|_| !self.failed))
     }
 
@@ -338,9 +342,12 @@ impl Trial {
         self.waiting = still;
     }
 
-    /// Lets the writer work until it has nothing to do.
-    fn rounds(&mut self) -> Result<(), String> {
-        while !self.failed {
+    /// Lets the writer work so often, or until it has nothing to do.
+    fn rounds(&mut self, most: usize) -> Result<(), String> {
+        for _ in 0..most {
+            if self.failed {
+                break;
+            }
             match self.open.as_mut().unwrap().1.round() {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -366,7 +373,8 @@ impl Trial {
 
     fn happen(&mut self, event: &Event) -> Result<(), String> {
         match event {
-            Event::Round => return self.rounds(),
+            Event::Round => self.rounds(1)?,
+            Event::Rounds => self.rounds(usize::MAX)?,
             Event::FailSync(nth) => self.disk.fail_sync(*nth),
             Event::FailWrite(nth) => self.disk.fail_write(*nth),
             Event::Kill => return self.end(None),
