@@ -10,6 +10,8 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
@@ -20,6 +22,9 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
+use quorate::env::files::DiskFiles;
+use quorate::env::files::File;
+use quorate::env::files::Files;
 use quorate::testkit::disk::CrashDisk;
 use quorate::types::Position;
 use quorate::types::ReplicaId;
@@ -792,8 +797,7 @@ fn a_missing_segment_is_damage() {
     let (disk, _) = a_few_writes();
     disk.kill();
     drop(open(&disk).unwrap());
-    let files = quorate::env::files::Files::remove(&disk, &segment(2));
-    files.unwrap();
+    disk.remove(&segment(2)).unwrap();
     let error = open(&disk).map(drop).unwrap_err();
     assert!(error.to_string().contains("the file is missing"), "{error}");
 }
@@ -844,7 +848,7 @@ fn what_is_given_up_is_used_again() {
         "{} segments are in use",
         wal.segments()
     );
-    let names = quorate::env::files::Files::list(&disk, Path::new(DIR)).unwrap();
+    let names = disk.list(Path::new(DIR)).unwrap();
     assert!(names.len() <= 9, "{names:?}");
     assert_eq!(idle.read(0..9, usize::MAX).unwrap(), entries(1, 1..4));
 }
@@ -1068,19 +1072,29 @@ fn a_full_queue_makes_appenders_wait_until_the_writer_has_caught_up() {
     assert_eq!(log.state().last, Some(position(1, 2)));
 }
 
-/// The machine's files, with syncs that take until they are let go.
-struct SlowSync {
+/// A disk whose syncs take until they are let go, and on which something happens during a read.
+struct Hooked {
     disk: CrashDisk,
-    gate: Arc<Mutex<()>>,
+    hooks: Arc<Hooks>,
 }
 
-struct SlowFile {
-    file: Arc<dyn quorate::env::files::File>,
-    gate: Arc<Mutex<()>>,
+#[derive(Default)]
+struct Hooks {
+    syncs_held: AtomicBool,
+    during_read: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl quorate::env::files::File for SlowFile {
+struct HookedFile {
+    file: Arc<dyn File>,
+    hooks: Arc<Hooks>,
+}
+
+impl File for HookedFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let hook = self.hooks.during_read.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
         self.file.read_at(bytes, offset)
     }
 
@@ -1089,7 +1103,9 @@ impl quorate::env::files::File for SlowFile {
     }
 
     fn sync_data(&self) -> std::io::Result<()> {
-        let _gate = self.gate.lock().unwrap();
+        while self.hooks.syncs_held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
         self.file.sync_data()
     }
 
@@ -1098,26 +1114,32 @@ impl quorate::env::files::File for SlowFile {
     }
 }
 
-impl SlowSync {
-    fn slow(&self, file: Arc<dyn quorate::env::files::File>) -> Arc<dyn quorate::env::files::File> {
-        Arc::new(SlowFile {
+impl Hooked {
+    fn new() -> (Hooked, Arc<Hooks>) {
+        let hooks = Arc::new(Hooks::default());
+        let disk = CrashDisk::new();
+        let files = Hooked {
+            disk,
+            hooks: hooks.clone(),
+        };
+        (files, hooks)
+    }
+
+    fn hooked(&self, file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(HookedFile {
             file,
-            gate: self.gate.clone(),
+            hooks: self.hooks.clone(),
         })
     }
 }
 
-impl quorate::env::files::Files for SlowSync {
-    fn create_zeroed(
-        &self,
-        path: &Path,
-        bytes: u64,
-    ) -> std::io::Result<Arc<dyn quorate::env::files::File>> {
-        Ok(self.slow(self.disk.create_zeroed(path, bytes)?))
+impl Files for Hooked {
+    fn create_zeroed(&self, path: &Path, bytes: u64) -> std::io::Result<Arc<dyn File>> {
+        Ok(self.hooked(self.disk.create_zeroed(path, bytes)?))
     }
 
-    fn open(&self, path: &Path) -> std::io::Result<Arc<dyn quorate::env::files::File>> {
-        Ok(self.slow(self.disk.open(path)?))
+    fn open(&self, path: &Path) -> std::io::Result<Arc<dyn File>> {
+        Ok(self.hooked(self.disk.open(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
@@ -1159,11 +1181,7 @@ impl quorate::env::files::Files for SlowSync {
 
 #[test]
 fn a_reader_does_not_wait_for_a_sync() {
-    let gate = Arc::new(Mutex::new(()));
-    let files = SlowSync {
-        disk: CrashDisk::new(),
-        gate: gate.clone(),
-    };
+    let (files, hooks) = Hooked::new();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .unwrap();
@@ -1176,8 +1194,8 @@ fn a_reader_does_not_wait_for_a_sync() {
         let handle = writer.spawn(&wal).unwrap();
         let log = wal.born(ReplicaId(1), Bytes::new()).await.unwrap();
         log.append(entries(1, 1..4), nobody()).await.unwrap();
-        log.synced(3).await.unwrap();
-        let shut = gate.lock().unwrap();
+        log.drained().await;
+        hooks.syncs_held.store(true, Ordering::SeqCst);
         log.append(entries(1, 4..6), nobody()).await.unwrap();
         while wal.syncs().under_way.is_none() {
             std::thread::yield_now();
@@ -1187,16 +1205,47 @@ fn a_reader_does_not_wait_for_a_sync() {
         log.append(entries(1, 6..7), nobody()).await.unwrap();
         assert_eq!(log.state().last, Some(position(1, 6)));
         assert_eq!(log.read(6..7, usize::MAX).unwrap(), entries(1, 6..7));
-        drop(shut);
+        hooks.syncs_held.store(false, Ordering::SeqCst);
         log.synced(6).await.unwrap();
         handle.stop().await.unwrap();
     });
 }
 
+#[test]
+fn a_segment_given_up_during_a_read_is_read_where_its_rest_stands_now() {
+    let (files, hooks) = Hooked::new();
+    let options = Options {
+        cache_bytes: 0,
+        ..small(16 * 1024)
+    };
+    let opened = Wal::open(Arc::new(files), Path::new(DIR), options);
+    let (wal, mut writer) = opened.unwrap();
+    let log = born(&wal, &mut writer, 1);
+    append(&mut writer, &log, entries(1, 1..6));
+    let released = Arc::new(AtomicBool::new(false));
+    let (sees, moves, other) = (released.clone(), wal.clone(), log.clone());
+    // Fill the first segment, so that it is not the one that is written.
+    append(
+        &mut writer,
+        &log,
+        (6..9).map(|index| entry(1, index, 9_000)).collect(),
+    );
+    assert!(wal.segments() > 1);
+    *hooks.during_read.lock().unwrap() = Some(Box::new(move || {
+        answer(&mut writer, moves.release()).unwrap();
+        answer(&mut writer, moves.release()).unwrap();
+        // Now its file is used again, and overwritten where the reader looks.
+        append(&mut writer, &other, entries(1, 9..99));
+        sees.store(true, Ordering::SeqCst);
+    }));
+    assert_eq!(log.read(1..6, usize::MAX).unwrap(), entries(1, 1..6));
+    assert!(released.load(Ordering::SeqCst));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn real_files_and_a_thread_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
-    let files = Arc::new(quorate::env::files::DiskFiles);
+    let files = Arc::new(DiskFiles);
     let path = dir.path().join("wal");
     for start in 0..3_u64 {
         let (wal, writer) = Wal::open(files.clone(), &path, small(256 * 1024)).unwrap();
