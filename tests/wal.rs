@@ -1072,6 +1072,23 @@ fn a_full_queue_makes_appenders_wait_until_the_writer_has_caught_up() {
     assert_eq!(log.state().last, Some(position(1, 2)));
 }
 
+#[test]
+fn an_append_that_needs_the_whole_queue_does_not_wait_for_purges_that_ride() {
+    let disk = CrashDisk::new();
+    let options = Options {
+        queue_bytes: 1_000,
+        ..small(16 * 1024)
+    };
+    let opened = Wal::open(Arc::new(disk.clone()), Path::new(DIR), options);
+    let (wal, mut writer) = opened.unwrap();
+    let log = born(&wal, &mut writer, 1);
+    append(&mut writer, &log, entries(1, 1..3));
+    log.purge(position(1, 1)).now_or_never().unwrap().unwrap();
+    assert!(!writer.round().unwrap());
+    let long = log.append(vec![entry(1, 3, 2_000)], nobody());
+    long.now_or_never().unwrap().unwrap();
+}
+
 /// A disk whose syncs take until they are let go, and on which something happens during a read.
 struct Hooked {
     disk: CrashDisk,
