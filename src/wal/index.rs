@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::types::Position;
+use crate::types::log::LogEntry;
 use crate::types::log::Vote;
 use crate::wal::record::Record;
 use crate::wal::record::entry_bytes;
@@ -200,12 +201,7 @@ impl Index {
         Ok(())
     }
 
-    fn place(
-        &mut self,
-        entries: &[crate::types::log::LogEntry],
-        location: Location,
-        live: &mut Live,
-    ) {
+    fn place(&mut self, entries: &[LogEntry], location: Location, live: &mut Live) {
         let purged = self.purged().map(|purged| purged.index);
         for entry in entries {
             let index = entry.position.index;

@@ -388,7 +388,7 @@ impl ReplicaLog {
         let mut bytes = 0;
         let mut next = range.start;
         while next < range.end {
-            let found = self.read_run(next..range.end)?;
+            let found = self.read_run(next..range.end, bytes_max - bytes.min(bytes_max))?;
             let Some(last) = found.last() else {
                 return Ok(entries);
             };
@@ -469,13 +469,13 @@ impl ReplicaLog {
     }
 
     /// Some of the entries in `range`, from its start on; none only if there is none.
-    fn read_run(&self, range: Range<u64>) -> io::Result<Vec<LogEntry>> {
+    fn read_run(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<LogEntry>> {
         let mut failed = None;
         loop {
             let run = {
                 let state = self.replica.state();
                 let wanted = state.present(&range);
-                let cached = state.cache.run(&wanted);
+                let cached = state.cache.run(&wanted, bytes_max);
                 if wanted.is_empty() || !cached.is_empty() {
                     return Ok(cached);
                 }
@@ -585,11 +585,18 @@ impl Cache {
         self.entries.get(usize::try_from(nth).ok()?)
     }
 
-    /// All in `range`, if the first of it is here.
-    fn run(&self, range: &Range<u64>) -> Vec<LogEntry> {
-        let indexes = range.clone();
-        let cached = indexes.map_while(|index| self.get(index));
-        cached.map(|(_, entry)| entry.clone()).collect()
+    /// Those in `range`, if the first of it is here, up to the one that passes `bytes_max`.
+    fn run(&self, range: &Range<u64>, bytes_max: usize) -> Vec<LogEntry> {
+        let mut bytes = 0;
+        let mut run = Vec::new();
+        for index in range.clone() {
+            let Some((_, entry)) = self.get(index).filter(|_| bytes <= bytes_max) else {
+                break;
+            };
+            bytes += entry.payload.bytes().len();
+            run.push(entry.clone());
+        }
+        run
     }
 
     fn append(&mut self, number: u64, entries: &[LogEntry]) {

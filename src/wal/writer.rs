@@ -218,7 +218,7 @@ impl Writer {
         while !self.ended {
             if !self.has_work() {
                 match self.arrivals.recv().await {
-                    Some(arrived) => self.waiting.push_back(arrived),
+                    Some(arrived) => self.arrive(arrived),
                     None => return self.finish(),
                 }
             }
@@ -231,7 +231,7 @@ impl Writer {
         while !self.ended {
             if !self.has_work() {
                 match self.arrivals.blocking_recv() {
-                    Some(arrived) => self.waiting.push_back(arrived),
+                    Some(arrived) => self.arrive(arrived),
                     None => return self.finish(),
                 }
             }
@@ -256,7 +256,7 @@ impl Writer {
 
     fn try_round(&mut self) -> Result<bool, WalError> {
         while let Ok(arrived) = self.arrivals.try_recv() {
-            self.waiting.push_back(arrived);
+            self.arrive(arrived);
         }
         self.maybe_copy();
         if !self.has_work() {
@@ -276,9 +276,16 @@ impl Writer {
         Ok(true)
     }
 
+    fn arrive(&mut self, mut queued: Queued) {
+        if rides(&queued) {
+            // It may wait for the next write, which must not have to wait for its room.
+            queued.room = None;
+        }
+        self.waiting.push_back(queued);
+    }
+
     /// Whether something waits that must not wait longer.
     fn has_work(&self) -> bool {
-        let rides = |queued: &Queued| matches!(queued.work, Work::Record(Record::Purge(_)));
         let urgent = self.waiting.len() > RIDING_MAX || !self.waiting.iter().all(rides);
         urgent || self.copying.is_some() || !self.releases.is_empty()
     }
@@ -616,7 +623,7 @@ impl Writer {
         self.arrivals.close();
         self.shared.room.close();
         while let Ok(arrived) = self.arrivals.try_recv() {
-            self.waiting.push_back(arrived);
+            self.arrive(arrived);
         }
         for release in self.releases.drain(..) {
             release.completion.complete(Err(closed(reason)));
@@ -643,6 +650,11 @@ impl Copying {
             index: 0,
         }
     }
+}
+
+/// Whether it needs no sync of its own.
+fn rides(queued: &Queued) -> bool {
+    matches!(queued.work, Work::Record(Record::Purge(_)))
 }
 
 /// Lays out the entries behind the first `begun`, in records of moderate length; whether all fit.
