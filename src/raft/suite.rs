@@ -215,7 +215,24 @@ impl RaftStateMachine<TypeConfig> for Logged {
     where
         Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        let entries: Vec<_> = entries.map(Result::unwrap).collect().await;
+        let given: Vec<_> = entries.map(Result::unwrap).collect().await;
+        let applied = self.applier.applied_state().await?.0;
+        let first = given.first().map_or(0, |(entry, _)| entry.log_id.index());
+        let mut next = applied.map_or(first, |applied| applied.index() + 1);
+        let mut entries = Vec::new();
+        for (entry, responder) in given {
+            let term = **entry.log_id.committed_leader_id();
+            for index in next..entry.log_id.index() {
+                let payload = Payload::Blank;
+                let blank = LogEntry {
+                    position: Position { term, index },
+                    payload,
+                };
+                entries.push((convert::to_entry(blank).unwrap(), None));
+            }
+            next = entry.log_id.index() + 1;
+            entries.push((entry, responder));
+        }
         self.log(&entries).await?;
         self.applier
             .apply(stream::iter(entries.into_iter().map(Ok)))
