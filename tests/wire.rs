@@ -78,6 +78,7 @@ use quorate::wire::request::VoteRequest;
 use quorate::wire::request::VoteResponse;
 use quorate::wire::status;
 use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::sync::watch;
@@ -447,6 +448,14 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A port that refuses connections, and that nobody else gets.
+fn bound() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
 impl Node {
     fn member(&self) -> Member {
         let identity = self.identity.get().expect("set in this test");
@@ -813,8 +822,7 @@ async fn a_forming_node_answers_form_and_nothing_else() {
 #[tokio::test]
 async fn a_write_is_unknown_only_after_it_may_have_arrived() {
     // Nobody listens: nothing was sent.
-    let (listener, address) = listen().await;
-    drop(listener);
+    let (_silent, address) = bound();
     let nobody = GrpcChannel::of_client().address(&address.to_string());
     for request in [put("k", "v"), get("k")] {
         let refused = nobody.call(call(request)).await.unwrap_err();
@@ -853,12 +861,11 @@ async fn a_write_is_unknown_only_after_it_may_have_arrived() {
 
 #[tokio::test]
 async fn a_node_that_starts_late_is_found_soon() {
-    let (listener, address) = listen().await;
-    drop(listener);
+    let (socket, address) = bound();
     let channel = GrpcChannel::of_client();
     let remote = channel.address(&address.to_string());
     assert!(remote.call(call(get("k"))).await.is_err());
-    let listener = TcpListener::bind(address).await.unwrap();
+    let listener = socket.listen(16).unwrap();
     let doors = Doors::new(Arc::new(FakeNode(Arc::default())), made_id);
     let stop = Stop {
         token: CancellationToken::new(),
@@ -1062,7 +1069,7 @@ async fn writes_without_an_id_get_one_and_every_error_says_it() {
     assert_eq!(status::request_of(&full), Some(given_id()));
 
     let mut late = tonic::Request::new(put("hang"));
-    late.set_timeout(Duration::from_millis(160));
+    late.set_timeout(Duration::from_millis(1_200));
     let late = client.put(late).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);
     assert_eq!(

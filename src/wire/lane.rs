@@ -14,6 +14,7 @@ use tonic::transport::Endpoint;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::wire::status::blames_the_connection;
 
 /// A node that is up answers a connect at once, even when it is busy: the kernel does.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -95,10 +96,9 @@ impl Lane {
 
     /// Whether a failed call was the connection's fault: then the next call makes another one.
     pub fn check(&self, connection: &Connection, status: &Status) {
-        if status.source().is_none() {
-            return;
+        if blames_the_connection(status) {
+            self.broken(connection);
         }
-        self.broken(connection);
     }
 
     /// The connection has broken; the next call makes another one.

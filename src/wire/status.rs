@@ -13,6 +13,7 @@ use prost_types::Any;
 use tonic::Code;
 use tonic::ConnectError;
 use tonic::Status;
+use tonic::TimeoutExpired;
 use tonic_types::pb;
 
 use crate::error::Advice;
@@ -271,7 +272,8 @@ impl Asked<'_> {
         if let Some(error) = from_status(status) {
             return error;
         }
-        if was_never_sent(status) {
+        // The connection was not even made.
+        if has_cause::<ConnectError>(status) {
             return Error::unavailable(self.what, status.message());
         }
         if let Some(request) = self.write {
@@ -298,6 +300,10 @@ impl Asked<'_> {
     fn failed_without_effect(&self, status: &Status) -> Error {
         match status.code() {
             Code::DeadlineExceeded => self.timed_out(),
+            // How the library says, on either side, that the time is over.
+            Code::Cancelled if has_cause::<TimeoutExpired>(status) || status.source().is_none() => {
+                self.timed_out()
+            }
             Code::Ok
             | Code::Cancelled
             | Code::Unknown
@@ -415,11 +421,16 @@ fn sixteen(bytes: &[u8]) -> Option<[u8; 16]> {
     bytes.try_into().ok()
 }
 
-/// Whether the connection was not even made.
-fn was_never_sent(status: &Status) -> bool {
+/// Whether a failed call says something about its connection: then it did not come back from the other
+/// side, and did not just take too long.
+pub fn blames_the_connection(status: &Status) -> bool {
+    status.source().is_some() && !has_cause::<TimeoutExpired>(status)
+}
+
+fn has_cause<E: StdError + 'static>(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
-        if error.is::<ConnectError>() {
+        if error.is::<E>() {
             return true;
         }
         cause = error.source();

@@ -153,3 +153,30 @@ impl AsyncWrite for Accepted {
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn accepted_sockets_do_not_delay_and_can_be_cut_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let sockets = Sockets::default();
+        let mut incoming = Box::pin(incoming(listener, sockets.clone()));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let accepted = incoming.next().await.unwrap().unwrap();
+        assert!(accepted.socket.nodelay().unwrap());
+        sockets.cut_off();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        drop(accepted);
+        assert!(
+            sockets.lock().handles.is_empty(),
+            "nothing is kept of what has ended"
+        );
+        let _late = TcpStream::connect(address).await.unwrap();
+        assert!(incoming.next().await.unwrap().is_err());
+    }
+}

@@ -32,7 +32,7 @@ pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 const DEADLINE_MAX: Duration = Duration::from_secs(3_600);
 /// The answer to a call that takes too long comes this much before the caller's own deadline, so that
 /// it is our answer, with the request's id, that arrives. For short deadlines an eighth of them.
-const MARGIN_MAX: Duration = Duration::from_millis(50);
+const MARGIN_MAX: Duration = Duration::from_millis(200);
 /// When a full node is to be asked again: some hundred requests end in this time.
 const OVERLOADED_RETRY: Duration = Duration::from_millis(25);
 /// Different refusals of other nodes that are logged. Full: further ones are not.
