@@ -386,7 +386,8 @@ impl Script for MvccScript {
             ["scan", ref words @ ..] => self.scan(words),
             ["gc", floor] => {
                 let all = KeyRange::ALL;
-                let collected = gc::versions(&**engine, Slot(1), &all, stamp(floor), None).unwrap();
+                let collected =
+                    gc::versions(&**engine, Slot(1), &all, stamp(floor), None, 1_000).unwrap();
                 let removed = collected.batch.changes.len();
                 engine.write(collected.batch).unwrap();
                 format!("{removed} removed")

@@ -108,6 +108,19 @@ pub struct SledEngine {
     blobs: PathBuf,
     poisoned: AtomicBool,
     flushing: Mutex<()>,
+    /// Behind `database`, so that it is dropped after it.
+    _closed: Closed,
+}
+
+/// Waits, when dropped, until sled's own threads have let go of the file, so that it can be opened
+/// again at once. Only they can hold its lock: the node has locked its directory.
+struct Closed(PathBuf);
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        // Without the file there is nothing to wait for.
+        let _ = fs::File::open(&self.0).and_then(|file| file.lock());
+    }
 }
 
 impl SledEngine {
@@ -131,6 +144,7 @@ impl SledEngine {
             blobs: directory.join("blobs"),
             poisoned: AtomicBool::new(false),
             flushing: Mutex::new(()),
+            _closed: Closed(directory.join("db")),
         };
         engine.prove_barrier(directory)?;
         Ok(engine)
@@ -140,14 +154,20 @@ impl SledEngine {
     fn prove_barrier(&self, directory: &Path) -> Result<(), OpenError> {
         let before = barrier::calls();
         let proven = || -> Result<bool, EngineError> {
-            let start = self.get(&layout::probe())?.unwrap_or_default();
-            let mut count = [0; 8];
-            count[..start.len().min(8)].copy_from_slice(&start[..start.len().min(8)]);
-            let next = u64::from_be_bytes(count).wrapping_add(1);
+            let last = self.get(&layout::probe())?;
+            let mark = directory.join(MARK);
+            // sled takes some damage for the end of its log, and opens with less or nothing.
+            if last.is_none() && mark.exists() {
+                return Err(EngineError("what was flushed before is gone".to_owned()));
+            }
+            let last = last.and_then(|last| last.try_into().ok());
+            let next = u64::from_be_bytes(last.unwrap_or_default()).wrapping_add(1);
             let mut batch = Batch::default();
             batch.put(layout::probe(), next.to_be_bytes().to_vec());
             self.write(batch)?;
             self.flush()?;
+            make_mark(directory, &mark)
+                .map_err(|error| self.poison("mark the directory", error))?;
             Ok(cfg!(quorate_without_barrier) || barrier::calls() > before)
         };
         match proven() {
@@ -199,6 +219,17 @@ fn prepare(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A file that says that the database once held a flushed key.
+const MARK: &str = "flushed-once";
+
+fn make_mark(directory: &Path, mark: &Path) -> io::Result<()> {
+    if mark.exists() {
+        return Ok(());
+    }
+    fs::File::create(mark)?.sync_all()?;
+    fs::File::open(directory)?.sync_all()
 }
 
 fn damaged(directory: &Path, reason: String) -> OpenError {
@@ -281,5 +312,112 @@ impl Engine for SledEngine {
 
     fn bytes_on_disk(&self) -> u64 {
         self.database.size_on_disk().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(directory: &Path) -> Result<SledEngine, OpenError> {
+        let options = Options {
+            cache_bytes: 1024 * 1024,
+        };
+        SledEngine::open(directory, &options)
+    }
+
+    fn put(engine: &SledEngine, key: &[u8], value: Vec<u8>) {
+        let mut batch = Batch::default();
+        batch.put(key.to_vec(), value);
+        engine.write(batch).unwrap();
+    }
+
+    #[cfg(not(quorate_without_barrier))]
+    #[test]
+    fn every_flush_with_something_to_write_reaches_the_barrier() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path()).unwrap();
+        for round in 0..5 {
+            put(&engine, b"key", vec![round]);
+            let before = barrier::calls();
+            engine.flush().unwrap();
+            assert!(barrier::calls() > before);
+        }
+    }
+
+    #[test]
+    fn it_can_be_opened_again_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        for round in 0..20u8 {
+            let engine = open(directory.path()).unwrap();
+            assert_eq!(
+                engine.get(b"round").unwrap().unwrap_or_default(),
+                vec![7; usize::from(round)]
+            );
+            put(&engine, b"round", vec![7; usize::from(round) + 1]);
+            engine.flush().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_snapshot_that_sled_had_not_finished_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(open(directory.path()).unwrap());
+        let leftover = directory.path().join("snap.0000000000000042.generating");
+        fs::write(&leftover, b"half").unwrap();
+        open(directory.path()).unwrap();
+        assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn damage_is_a_typed_error_that_names_the_directory_and_the_way_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path()).unwrap();
+        for number in 0..100u32 {
+            put(&engine, &number.to_be_bytes(), vec![1; 200]);
+        }
+        engine.flush().unwrap();
+        drop(engine);
+        for file in fs::read_dir(directory.path()).unwrap() {
+            let file = file.unwrap().path();
+            if !file.is_file() {
+                continue;
+            }
+            let whole = fs::read(&file).unwrap();
+            let flipped: Vec<u8> = whole.iter().map(|byte| byte ^ 0x55).collect();
+            fs::write(&file, flipped).unwrap();
+            check_damaged(directory.path(), &file, whole.is_empty());
+            fs::write(&file, whole).unwrap();
+        }
+    }
+
+    fn check_damaged(directory: &Path, file: &Path, is_empty: bool) {
+        let text = match open(directory) {
+            Ok(_) if is_empty => return,
+            Err(error @ OpenError::Damaged { .. }) => error.to_string(),
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("it opened with {} damaged", file.display()),
+        };
+        assert!(text.contains(&*directory.to_string_lossy()), "{text}");
+        assert!(text.contains("move this directory aside"), "{text}");
+    }
+
+    #[test]
+    fn an_engine_in_use_is_not_called_damaged() {
+        let directory = tempfile::tempdir().unwrap();
+        let _first = open(directory.path()).unwrap();
+        assert!(matches!(open(directory.path()), Err(OpenError::Io { .. })));
+    }
+
+    #[test]
+    fn a_record_that_became_a_file_poisons_the_engine() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path()).unwrap();
+        put(&engine, b"short", vec![1; 6_000]);
+        engine.flush().unwrap();
+        put(&engine, b"long", vec![1; 300_000]);
+        assert!(engine.flush().is_err());
+        assert!(engine.get(b"short").is_err());
+        assert!(engine.flush().is_err());
     }
 }

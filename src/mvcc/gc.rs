@@ -31,9 +31,6 @@ impl Floors {
     }
 }
 
-/// Versions or outcomes that one portion looks at.
-pub const PORTION_LOOKS: usize = 2_000;
-
 /// Changes after which a portion ends: one batch holds the engine's lock for all readers.
 pub const PORTION_CHANGES: usize = 4_000;
 
@@ -65,13 +62,15 @@ struct Run {
     tombstone: Option<Vec<u8>>,
 }
 
-/// A portion of the older versions in a range, and of the tombstones in front of them.
+/// A portion of the older versions in a range, and of the tombstones in front of them; looks at
+/// `looks` (at least 1) versions.
 pub fn versions(
     engine: &dyn Engine,
     slot: Slot,
     range: &KeyRange,
     floor: Timestamp,
     cursor: Option<Cursor>,
+    looks: usize,
 ) -> Result<Collected, MachineError> {
     let mut batch = Batch::default();
     let (start, end) = layout::family(slot, Family::History, range);
@@ -81,7 +80,7 @@ pub fn versions(
     };
     for (looked_at, pair) in engine.scan(&from, &end, false).enumerate() {
         let (place, record) = pair?;
-        if looked_at >= PORTION_LOOKS || batch.changes.len() >= PORTION_CHANGES {
+        if looked_at >= looks || batch.changes.len() >= PORTION_CHANGES {
             let rest = Some(Cursor {
                 from: place,
                 floor,
@@ -162,20 +161,22 @@ fn newest_header(
     record.map(|record| Header::of(&record)).transpose()
 }
 
-/// A portion of the stored outcomes in a range; `forgotten` tells from the record.
+/// A portion of the stored outcomes in a range, of `looks` (at least 1); `forgotten` tells from the
+/// record.
 pub fn outcomes(
     engine: &dyn Engine,
     slot: Slot,
     range: &KeyRange,
     forgotten: impl Fn(&[u8]) -> Result<bool, MachineError>,
     cursor: Option<Cursor>,
+    looks: usize,
 ) -> Result<Collected, MachineError> {
     let mut batch = Batch::default();
     let (start, end) = layout::family(slot, Family::Outcome, range);
     let from = cursor.map_or(start, |cursor| cursor.from);
     for (looked_at, pair) in engine.scan(&from, &end, false).enumerate() {
         let (place, record) = pair?;
-        if looked_at >= PORTION_LOOKS {
+        if looked_at >= looks {
             let rest = Some(Cursor {
                 from: place,
                 floor: Timestamp::ZERO,
@@ -188,4 +189,126 @@ pub fn outcomes(
         }
     }
     Ok(Collected { batch, rest: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use crate::engine::MemoryEngine;
+    use crate::engine::Overlay;
+    use crate::mvcc::Author;
+    use crate::mvcc::read;
+    use crate::mvcc::write::Current;
+    use crate::types::RequestId;
+
+    use super::*;
+
+    const SLOT: Slot = Slot(1);
+
+    /// Writes or deletes; a delete of nothing is no write.
+    fn write(engine: &MemoryEngine, key: u8, stamp: u64, value: Option<Vec<u8>>) {
+        let mut overlay = Overlay::new(engine);
+        let author = Author {
+            stamp: Timestamp(stamp),
+            command: Timestamp(stamp),
+            request: RequestId([0; 16]),
+        };
+        let key = [key];
+        let current = Current::of(&overlay, SLOT, &key).unwrap();
+        match value {
+            Some(value) => current.put(&mut overlay, author, &Bytes::from(value)),
+            None if current.version() == Timestamp::ZERO => return,
+            None => current.delete(&mut overlay, author),
+        }
+        let batch = overlay.take_batch();
+        engine.write(batch).unwrap();
+    }
+
+    fn all_at(engine: &MemoryEngine, as_of: u64) -> Vec<read::Seen> {
+        let get = |key| read::get(engine, SLOT, &[key], Timestamp(as_of)).unwrap();
+        (0..3).map(get).collect()
+    }
+
+    /// What is stored, as key, stamp and whether it is a tombstone; newest first.
+    fn stored(engine: &MemoryEngine) -> BTreeMap<Vec<u8>, Vec<(Timestamp, bool)>> {
+        let mut stored: BTreeMap<Vec<u8>, Vec<(Timestamp, bool)>> = BTreeMap::new();
+        for family in [Family::Newest, Family::History] {
+            let (start, end) = layout::family(SLOT, family, &KeyRange::ALL);
+            for pair in engine.scan(&start, &end, false) {
+                let (place, record) = pair.unwrap();
+                let header = Header::of(&record).unwrap();
+                let versions = stored.entry(Place::of(&place).unwrap().key).or_default();
+                versions.push((header.author.stamp, header.is_tombstone()));
+            }
+        }
+        stored
+    }
+
+    /// How many versions, newest first, a reader at or above the floor can see.
+    fn visible(versions: &[(Timestamp, bool)], floor: Timestamp) -> usize {
+        let above = versions.iter().take_while(|(stamp, _)| *stamp > floor);
+        let above = above.count();
+        match versions.get(above) {
+            Some((_, is_tombstone)) => above + usize::from(!is_tombstone),
+            None => above,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reads_at_the_floor_and_above_are_the_same_before_between_and_after_the_portions(
+            writes in prop::collection::vec((0..3u8, any::<Option<u8>>()), 1..40),
+            floor in 0..40u64, looks in 1..5usize, each in 0..3usize,
+        ) {
+            let engine = MemoryEngine::new();
+            let (before, meanwhile) = writes.split_at(writes.len() * 2 / 3);
+            let mut stamp = 0;
+            let mut write_next = |(key, value): (u8, Option<u8>)| {
+                stamp += 1;
+                let value = value.map(|byte| match byte % 5 {
+                    0 => vec![byte; 10_000],
+                    _ => vec![byte],
+                });
+                write(&engine, key, stamp, value);
+            };
+            before.iter().copied().for_each(&mut write_next);
+            // Nothing is written at or below the floor any more.
+            let floor = floor.min(before.len() as u64);
+            let stamps = floor..=before.len() as u64;
+            let expected: Vec<_> = stamps.clone().map(|at| all_at(&engine, at)).collect();
+            let mut meanwhile = meanwhile.iter().copied();
+            let mut cursor = None;
+            loop {
+                // A later portion must not take a higher floor than the first one.
+                let floor_now = Timestamp(if cursor.is_some() { u64::MAX } else { floor });
+                let all = KeyRange::ALL;
+                let collected = versions(&engine, SLOT, &all, floor_now, cursor, looks).unwrap();
+                engine.write(collected.batch).unwrap();
+                let now: Vec<_> = stamps.clone().map(|at| all_at(&engine, at)).collect();
+                prop_assert_eq!(&now, &expected);
+                cursor = collected.rest;
+                if cursor.is_none() {
+                    break;
+                }
+                meanwhile.by_ref().take(each).for_each(&mut write_next);
+            }
+            // Without writes in between, exactly what a reader can see is left.
+            if each == 0 {
+                for versions in stored(&engine).values() {
+                    prop_assert_eq!(visible(versions, Timestamp(floor)), versions.len());
+                }
+                let (start, end) = layout::family(SLOT, Family::Chunk, &KeyRange::ALL);
+                for pair in engine.scan(&start, &end, false) {
+                    let place = Place::of(&pair.unwrap().0).unwrap();
+                    let stamp = place.stamp().unwrap();
+                    let owners = &stored(&engine)[&place.key];
+                    prop_assert!(owners.iter().any(|(owner, _)| *owner == stamp));
+                }
+            }
+        }
+    }
 }

@@ -5,8 +5,9 @@
 //! that a reader who looks at the newest version first and at history second never misses a key that
 //! is deleted or written between the two looks.
 //!
-//! What a reader may still ask for is said once, in [`retain`]: collection removes the rest,
-//! snapshots and hashes leave it out.
+//! A reader may ask for any stamp at or above the floor, so of each key all versions above the floor
+//! are kept, and the one in force at it unless that is a tombstone. Collection removes the rest in its
+//! own time; snapshots and hashes leave it out, whether it is removed yet or not.
 
 pub mod version;
 pub mod write;
@@ -22,7 +23,6 @@ use crate::codec::ordered::OrderedError;
 use crate::codec::value::ValueError;
 use crate::engine::EngineError;
 use crate::machine::MachineError;
-use crate::types::Timestamp;
 
 impl From<EngineError> for MachineError {
     fn from(error: EngineError) -> MachineError {
@@ -40,17 +40,4 @@ impl From<ValueError> for MachineError {
     fn from(error: ValueError) -> MachineError {
         MachineError(error.to_string())
     }
-}
-
-/// How many of a key's versions, newest first, can still be seen by a reader at or above `floor`:
-/// all above it, and the one in force at it unless that is a tombstone.
-pub fn retain(versions: impl IntoIterator<Item = (Timestamp, bool)>, floor: Timestamp) -> usize {
-    let mut kept = 0;
-    for (stamp, is_tombstone) in versions {
-        if stamp <= floor {
-            return kept + usize::from(!is_tombstone);
-        }
-        kept += 1;
-    }
-    kept
 }

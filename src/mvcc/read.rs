@@ -279,3 +279,40 @@ pub fn made_by<V: View + ?Sized>(
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::Batch;
+    use crate::engine::Engine;
+    use crate::engine::MemoryEngine;
+    use crate::engine::Overlay;
+    use crate::mvcc::Author;
+    use crate::mvcc::write::Current;
+
+    use super::*;
+
+    #[test]
+    fn a_lost_piece_is_an_error_and_not_an_absent_key() {
+        let engine = MemoryEngine::new();
+        let mut overlay = Overlay::new(&engine);
+        let author = Author {
+            stamp: Timestamp(5),
+            command: Timestamp(5),
+            request: RequestId([0; 16]),
+        };
+        let current = Current::of(&overlay, Slot(1), b"key").unwrap();
+        current.put(&mut overlay, author, &Bytes::from(vec![1; 20_000]));
+        let batch = overlay.take_batch();
+        engine.write(batch).unwrap();
+        assert!(get(&engine, Slot(1), b"key", Timestamp(5)).is_ok());
+        let mut loss = Batch::default();
+        loss.delete(layout::chunk(Slot(1), b"key", Timestamp(5), 1));
+        engine.write(loss).unwrap();
+        let error = get(&engine, Slot(1), b"key", Timestamp(5)).unwrap_err();
+        assert!(error.to_string().contains("is missing"), "{error}");
+        assert_eq!(
+            get(&engine, Slot(1), b"key", Timestamp(4)).unwrap(),
+            Seen::Absent
+        );
+    }
+}

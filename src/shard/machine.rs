@@ -35,6 +35,9 @@ use crate::types::shard::ShardDescriptor;
 /// while it writes one.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Versions or outcomes that one portion of collection looks at: about a millisecond.
+const LOOKS: usize = 2_000;
+
 /// How long replaced versions are kept unless said otherwise, in milliseconds.
 pub const HISTORY_RETENTION_MS: u64 = 10 * 60 * 1000;
 
@@ -201,10 +204,17 @@ impl ShardMachine {
         let cursor = pass.cursor.take();
         let collected = if pass.outcomes {
             let forgotten = |record: &[u8]| Ok(decode_outcome(record)?.0 <= pass.floors.outcomes);
-            gc::outcomes(&**engine, piece.slot, &piece.range, forgotten, cursor)?
+            gc::outcomes(
+                &**engine,
+                piece.slot,
+                &piece.range,
+                forgotten,
+                cursor,
+                LOOKS,
+            )?
         } else {
             let floor = pass.floors.history;
-            gc::versions(&**engine, piece.slot, &piece.range, floor, cursor)?
+            gc::versions(&**engine, piece.slot, &piece.range, floor, cursor, LOOKS)?
         };
         if !collected.batch.changes.is_empty() {
             engine.write(collected.batch)?;

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
@@ -13,7 +15,9 @@ use crate::codec::layout;
 use crate::codec::layout::Family;
 use crate::engine::Batch;
 use crate::engine::Engine;
+use crate::engine::EngineError;
 use crate::engine::MemoryEngine;
+use crate::engine::Pair;
 use crate::engine::SledEngine;
 use crate::engine::sled::Options;
 use crate::machine::Applied;
@@ -476,13 +480,14 @@ proptest! {
 
         // One applies entry by entry and collects; a snapshot of it is begun on the way.
         let mut first = seeded(memory());
+        let mut answers = Vec::new();
         let begin = begin as usize % entries.len();
         let mut begun = None;
         for (number, entry) in entries.iter().enumerate() {
             if number == begin {
                 begun = Some((first.snapshot().unwrap(), hash(&first)));
             }
-            first.apply(std::slice::from_ref(entry)).unwrap();
+            answers.extend(first.apply(std::slice::from_ref(entry)).unwrap());
             collect_some(&mut first, steps[number].3 % 6);
         }
 
@@ -490,13 +495,15 @@ proptest! {
         let engine = memory();
         let mut second = seeded_in_two_pieces(engine.clone());
         engine.flush().unwrap();
+        let mut answers_of_second = Vec::new();
         let mut rest = &entries[..];
         for portion in &portions {
             let (now, later) = rest.split_at((*portion).min(rest.len()));
-            second.apply(now).unwrap();
+            answers_of_second.extend(second.apply(now).unwrap());
             rest = later;
         }
-        second.apply(rest).unwrap();
+        answers_of_second.extend(second.apply(rest).unwrap());
+        prop_assert_eq!(&answers, &answers_of_second);
         prop_assert_eq!(hash(&first), hash(&second));
         engine.crash(kept);
         let slots = Slots::open(engine.clone()).unwrap();
@@ -833,4 +840,56 @@ fn a_range_of_large_values_is_deleted_over_several_entries() {
     }
     assert_eq!(removed, 2_500);
     assert!(entries > 3, "{entries}");
+}
+
+/// Notes how far a reader has come whenever a batch is about to be written.
+#[derive(Default)]
+struct Watched {
+    inner: MemoryEngine,
+    reader: OnceLock<ShardReader>,
+    seen: Mutex<Vec<u64>>,
+}
+
+impl Engine for Watched {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        Engine::get(&self.inner, key)
+    }
+
+    fn scan<'a>(
+        &'a self,
+        start: &[u8],
+        end: &[u8],
+        reverse: bool,
+    ) -> Box<dyn Iterator<Item = Result<Pair, EngineError>> + Send + 'a> {
+        Engine::scan(&self.inner, start, end, reverse)
+    }
+
+    fn write(&self, batch: Batch) -> Result<(), EngineError> {
+        if let Some(reader) = self.reader.get() {
+            let position = reader.applied().position.unwrap();
+            self.seen.lock().unwrap().push(position.index);
+        }
+        self.inner.write(batch)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.inner.flush()
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.inner.bytes_on_disk()
+    }
+}
+
+#[test]
+fn readers_learn_of_a_position_only_when_its_batch_is_written() {
+    let engine = Arc::new(Watched::default());
+    let mut machine = seeded(engine.clone());
+    assert!(engine.reader.set(machine.reader()).is_ok());
+    let mut leader = Leader::new();
+    for _ in 0..3 {
+        let entry = leader.entry(Payload::Blank);
+        machine.apply(&[entry]).unwrap();
+    }
+    assert_eq!(*engine.seen.lock().unwrap(), [1, 2, 3]);
 }
