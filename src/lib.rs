@@ -2,7 +2,7 @@
 //!
 //! The order of the modules below is the architecture: each uses only those above it.
 
-#![forbid(clippy::undocumented_unsafe_blocks)]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod types;
 pub mod error;
