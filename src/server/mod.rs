@@ -1,1 +1,3 @@
 //! Assembles a node and opens its doors.
+
+pub mod grpc;

@@ -1,0 +1,170 @@
+//! Requests and answers of `cluster.proto`. Decides only.
+
+use crate::error::Result;
+use crate::types::ClusterId;
+use crate::types::Incarnation;
+use crate::types::NodeId;
+use crate::types::ReplicaId;
+use crate::types::ShardId;
+use crate::types::node::Member;
+use crate::types::shard::Epoch;
+use crate::types::shard::Replica;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::convert::cluster_bytes;
+use crate::wire::convert::cluster_of;
+use crate::wire::convert::group_number;
+use crate::wire::convert::group_of;
+use crate::wire::convert::kv::Meant;
+use crate::wire::convert::node_of;
+use crate::wire::convert::range_of;
+use crate::wire::convert::range_out;
+use crate::wire::convert::required;
+use crate::wire::convert::sixteen;
+use crate::wire::convert::sixteen_bytes;
+use crate::wire::proto::v1;
+use crate::wire::request::GroupStatus;
+use crate::wire::request::NodeStatus;
+use crate::wire::request::TransferLeader;
+
+/// Checks a Status request.
+pub fn status_request_of(request: &v1::StatusRequest) -> Result<Meant<()>> {
+    Ok(((), cluster_of(&request.cluster_id)?))
+}
+
+/// A Status request as it is sent.
+pub fn status_request_out(cluster: Option<ClusterId>) -> v1::StatusRequest {
+    v1::StatusRequest {
+        cluster_id: cluster_bytes(cluster),
+    }
+}
+
+/// Checks a TransferLeader.
+pub fn transfer_of(request: &v1::TransferLeaderRequest) -> Result<Meant<TransferLeader>> {
+    let transfer = TransferLeader {
+        group: group_of(request.group),
+        to: node_of(request.to),
+    };
+    Ok((transfer, cluster_of(&request.cluster_id)?))
+}
+
+/// A TransferLeader as it is sent.
+pub fn transfer_out(
+    transfer: TransferLeader,
+    cluster: Option<ClusterId>,
+) -> v1::TransferLeaderRequest {
+    v1::TransferLeaderRequest {
+        group: group_number(transfer.group),
+        to: transfer.to.unwrap_or_default().0,
+        cluster_id: cluster_bytes(cluster),
+    }
+}
+
+/// Answers Status.
+pub fn status_out(status: NodeStatus) -> v1::StatusResponse {
+    v1::StatusResponse {
+        cluster_id: sixteen_bytes(status.cluster.0),
+        member: Some(member_out(status.member)),
+        version: status.version,
+        uptime_s: status.uptime_s,
+        ready: status.ready,
+        free_bytes: status.free_bytes,
+        groups: status.groups.into_iter().map(group_out).collect(),
+        members: status.members.into_iter().map(member_out).collect(),
+    }
+}
+
+/// The answer to Status.
+pub fn status_of(response: v1::StatusResponse) -> Result<NodeStatus> {
+    let groups = response.groups.into_iter().map(group_status_of);
+    let members = response.members.into_iter().map(member_of);
+    Ok(NodeStatus {
+        cluster: ClusterId(sixteen("cluster_id", &response.cluster_id)?),
+        member: member_of(required("member", response.member)?)?,
+        version: response.version,
+        uptime_s: response.uptime_s,
+        ready: response.ready,
+        free_bytes: response.free_bytes,
+        groups: groups.collect::<Result<_>>()?,
+        members: members.collect::<Result<_>>()?,
+    })
+}
+
+fn member_out(member: Member) -> v1::Member {
+    v1::Member {
+        id: member.id.0,
+        incarnation: sixteen_bytes(member.incarnation.0),
+        name: member.name,
+        node_address: member.node_address,
+        client_address: member.client_address,
+    }
+}
+
+fn member_of(member: v1::Member) -> Result<Member> {
+    Ok(Member {
+        id: NodeId(member.id),
+        incarnation: Incarnation(sixteen("member.incarnation", &member.incarnation)?),
+        name: member.name,
+        node_address: member.node_address,
+        client_address: member.client_address,
+    })
+}
+
+fn group_out(status: GroupStatus) -> v1::GroupStatus {
+    v1::GroupStatus {
+        group: group_number(status.group),
+        replica: status.replica.0,
+        role: status.role,
+        leader: status.leader.map(|node| node.0),
+        term: status.term,
+        last_index: status.last_index,
+        applied_index: status.applied_index,
+        purged_index: status.purged_index,
+        shard: status.shard.map(shard_out),
+        state_hash: status.state_hash,
+    }
+}
+
+fn group_status_of(status: v1::GroupStatus) -> Result<GroupStatus> {
+    Ok(GroupStatus {
+        group: group_of(status.group),
+        replica: ReplicaId(status.replica),
+        role: status.role,
+        leader: status.leader.map(NodeId),
+        term: status.term,
+        last_index: status.last_index,
+        applied_index: status.applied_index,
+        purged_index: status.purged_index,
+        shard: status.shard.map(shard_of).transpose()?,
+        state_hash: status.state_hash,
+    })
+}
+
+fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
+    let replicas = shard.replicas.into_iter().map(|replica| v1::Replica {
+        id: replica.id.0,
+        node: replica.node.0,
+    });
+    v1::ShardDescriptor {
+        id: shard.id.0,
+        range: Some(range_out(shard.range)),
+        conf_epoch: shard.epoch.conf,
+        bounds_epoch: shard.epoch.bounds,
+        replicas: replicas.collect(),
+    }
+}
+
+fn shard_of(shard: v1::ShardDescriptor) -> Result<ShardDescriptor> {
+    let replicas = shard.replicas.into_iter().map(|replica| Replica {
+        id: ReplicaId(replica.id),
+        node: NodeId(replica.node),
+    });
+    Ok(ShardDescriptor {
+        id: ShardId(shard.id),
+        range: range_of("shard.range", required("shard.range", shard.range)?)?,
+        epoch: Epoch {
+            conf: shard.conf_epoch,
+            bounds: shard.bounds_epoch,
+        },
+        replicas: replicas.collect(),
+    })
+}

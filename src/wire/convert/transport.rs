@@ -1,0 +1,330 @@
+//! Requests and answers of `transport.proto`. Decides only.
+
+use bytes::Bytes;
+
+use crate::error::Error;
+use crate::error::Result;
+use crate::types::ClusterId;
+use crate::types::Incarnation;
+use crate::types::Position;
+use crate::types::ReplicaId;
+use crate::types::log::LogEntry;
+use crate::types::log::Payload;
+use crate::types::log::Vote;
+use crate::wire::convert::group_number;
+use crate::wire::convert::group_of;
+use crate::wire::convert::optional_sixteen;
+use crate::wire::convert::required;
+use crate::wire::convert::sixteen;
+use crate::wire::convert::sixteen_bytes;
+use crate::wire::proto::v1;
+use crate::wire::request::AppendRequest;
+use crate::wire::request::AppendResponse;
+use crate::wire::request::FormRequest;
+use crate::wire::request::FormResponse;
+use crate::wire::request::Founder;
+use crate::wire::request::Route;
+use crate::wire::request::SnapshotHeader;
+use crate::wire::request::TakeLead;
+use crate::wire::request::VoteRequest;
+use crate::wire::request::VoteResponse;
+
+/// A position as it is sent.
+pub fn position_out(position: Position) -> v1::Position {
+    v1::Position {
+        term: position.term,
+        index: position.index,
+    }
+}
+
+/// A position.
+pub fn position_of(position: v1::Position) -> Position {
+    Position {
+        term: position.term,
+        index: position.index,
+    }
+}
+
+/// A vote as it is sent.
+pub fn vote_out(vote: Vote) -> v1::BallotVote {
+    v1::BallotVote {
+        term: vote.term,
+        replica: vote.replica.0,
+        committed: vote.committed,
+    }
+}
+
+/// A vote.
+pub fn vote_of(vote: Option<v1::BallotVote>) -> Result<Vote> {
+    let vote = required("vote", vote)?;
+    Ok(Vote {
+        term: vote.term,
+        replica: ReplicaId(vote.replica),
+        committed: vote.committed,
+    })
+}
+
+/// A route as it is sent.
+pub fn route_out(route: Route) -> v1::Route {
+    v1::Route {
+        group: group_number(route.group),
+        from: route.from.0,
+        to: route.to.0,
+    }
+}
+
+/// A route.
+pub fn route_of(route: Option<v1::Route>) -> Result<Route> {
+    let route = required("route", route)?;
+    Ok(Route {
+        group: group_of(route.group),
+        from: ReplicaId(route.from),
+        to: ReplicaId(route.to),
+    })
+}
+
+/// An append as it is sent.
+pub fn append_out(append: AppendRequest) -> v1::Entries {
+    v1::Entries {
+        vote: Some(vote_out(append.vote)),
+        previous: append.previous.map(position_out),
+        entries: append.entries.into_iter().map(entry_out).collect(),
+        committed: append.committed.map(position_out),
+    }
+}
+
+/// An append. Its entries are checked to have no gap, since a log must not get one.
+pub fn append_of(append: v1::Entries) -> Result<AppendRequest> {
+    let previous = append.previous.map(position_of);
+    let entries = append.entries.into_iter().map(entry_of);
+    let entries: Vec<LogEntry> = entries.collect::<Result<_>>()?;
+    let indexes = entries.iter().map(|entry| entry.position.index);
+    let indexes = previous
+        .iter()
+        .map(|position| position.index)
+        .chain(indexes);
+    if !indexes
+        .clone()
+        .zip(indexes.skip(1))
+        .all(|(one, next)| one.checked_add(1) == Some(next))
+    {
+        return Err(Error::invalid(
+            "entries",
+            "there is a gap between their indexes",
+        ));
+    }
+    Ok(AppendRequest {
+        vote: vote_of(append.vote)?,
+        previous,
+        entries,
+        committed: append.committed.map(position_of),
+    })
+}
+
+fn entry_out(entry: LogEntry) -> v1::Entry {
+    let (kind, payload) = match entry.payload {
+        Payload::Blank => (v1::PayloadKind::Blank, Bytes::new()),
+        Payload::Command(bytes) => (v1::PayloadKind::Command, bytes),
+        Payload::Membership(bytes) => (v1::PayloadKind::Membership, bytes),
+    };
+    v1::Entry {
+        position: Some(position_out(entry.position)),
+        kind: kind.into(),
+        payload,
+    }
+}
+
+fn entry_of(entry: v1::Entry) -> Result<LogEntry> {
+    let payload = match v1::PayloadKind::try_from(entry.kind) {
+        Ok(v1::PayloadKind::Blank) => Payload::Blank,
+        Ok(v1::PayloadKind::Command) => Payload::Command(entry.payload),
+        Ok(v1::PayloadKind::Membership) => Payload::Membership(entry.payload),
+        Ok(v1::PayloadKind::Unspecified) | Err(_) => {
+            let reason = format!("{} is no kind of entry known here", entry.kind);
+            return Err(Error::invalid("entries.kind", reason));
+        }
+    };
+    Ok(LogEntry {
+        position: position_of(required("entries.position", entry.position)?),
+        payload,
+    })
+}
+
+/// The answer to an append as it is sent.
+pub fn appended_out(response: AppendResponse) -> v1::Agreement {
+    use v1::agreement::At;
+    use v1::agreement::Kind;
+    let at = |position: Option<Position>| At {
+        position: position.map(position_out),
+    };
+    let kind = match response {
+        AppendResponse::Matched(position) => Kind::Matched(at(position)),
+        AppendResponse::Conflict(position) => Kind::Conflict(at(position)),
+        AppendResponse::HigherVote(vote) => Kind::HigherVote(vote_out(vote)),
+    };
+    v1::Agreement { kind: Some(kind) }
+}
+
+/// The answer to an append.
+pub fn appended_of(response: v1::Agreement) -> Result<AppendResponse> {
+    use v1::agreement::Kind;
+    match required("agreement", response.kind)? {
+        Kind::Matched(at) => Ok(AppendResponse::Matched(at.position.map(position_of))),
+        Kind::Conflict(at) => Ok(AppendResponse::Conflict(at.position.map(position_of))),
+        Kind::HigherVote(vote) => Ok(AppendResponse::HigherVote(vote_of(Some(vote))?)),
+    }
+}
+
+/// A request for a vote as it is sent.
+pub fn vote_request_out(route: Route, request: VoteRequest) -> v1::VoteRequest {
+    v1::VoteRequest {
+        route: Some(route_out(route)),
+        vote: Some(vote_out(request.vote)),
+        last: request.last.map(position_out),
+        leadership_transfer: request.leadership_transfer,
+        pre_vote: request.pre_vote,
+    }
+}
+
+/// A request for a vote.
+pub fn vote_request_of(request: v1::VoteRequest) -> Result<(Route, VoteRequest)> {
+    let vote = VoteRequest {
+        vote: vote_of(request.vote)?,
+        last: request.last.map(position_of),
+        leadership_transfer: request.leadership_transfer,
+        pre_vote: request.pre_vote,
+    };
+    Ok((route_of(request.route)?, vote))
+}
+
+/// The answer to a request for a vote as it is sent.
+pub fn voted_out(response: VoteResponse) -> v1::VoteResponse {
+    v1::VoteResponse {
+        vote: Some(vote_out(response.vote)),
+        last: response.last.map(position_out),
+        granted: response.granted,
+    }
+}
+
+/// The answer to a request for a vote.
+pub fn voted_of(response: v1::VoteResponse) -> Result<VoteResponse> {
+    Ok(VoteResponse {
+        vote: vote_of(response.vote)?,
+        last: response.last.map(position_of),
+        granted: response.granted,
+    })
+}
+
+/// A request to lead as it is sent.
+pub fn take_lead_out(route: Route, request: TakeLead) -> v1::TakeLeadRequest {
+    v1::TakeLeadRequest {
+        route: Some(route_out(route)),
+        vote: Some(vote_out(request.vote)),
+        to: request.to.0,
+        last: request.last.map(position_out),
+    }
+}
+
+/// A request to lead.
+pub fn take_lead_of(request: v1::TakeLeadRequest) -> Result<(Route, TakeLead)> {
+    let take = TakeLead {
+        vote: vote_of(request.vote)?,
+        to: ReplicaId(request.to),
+        last: request.last.map(position_of),
+    };
+    Ok((route_of(request.route)?, take))
+}
+
+/// A snapshot's header as it is sent.
+pub fn header_out(header: SnapshotHeader) -> v1::snapshot_request::Header {
+    v1::snapshot_request::Header {
+        route: Some(route_out(header.route)),
+        vote: Some(vote_out(header.vote)),
+        position: header.position.map(position_out),
+        membership: header.membership,
+    }
+}
+
+/// A snapshot's header.
+pub fn header_of(header: v1::snapshot_request::Header) -> Result<SnapshotHeader> {
+    Ok(SnapshotHeader {
+        route: route_of(header.route)?,
+        vote: vote_of(header.vote)?,
+        position: header.position.map(position_of),
+        membership: header.membership,
+    })
+}
+
+/// What a forming node says, as it is sent.
+pub fn form_out(request: FormRequest) -> v1::FormRequest {
+    let confirmed = request.confirmed;
+    v1::FormRequest {
+        token: request.token,
+        list: sixteen_bytes(request.list.0),
+        from: Some(founder_out(request.from)),
+        confirmed: confirmed.map_or_else(Bytes::new, |hash| sixteen_bytes(hash.0)),
+    }
+}
+
+/// What a forming node says.
+pub fn form_of(request: v1::FormRequest) -> Result<FormRequest> {
+    Ok(FormRequest {
+        token: request.token,
+        list: ClusterId(sixteen("list", &request.list)?),
+        from: founder_of(required("from", request.from)?)?,
+        confirmed: optional_sixteen("confirmed", &request.confirmed)?.map(ClusterId),
+    })
+}
+
+/// The answer to a forming node as it is sent.
+pub fn formed_out(response: FormResponse) -> v1::FormResponse {
+    use v1::form_response;
+    let state = match response {
+        FormResponse::Forming(request) => form_response::State::Forming(form_out(request)),
+        FormResponse::Formed {
+            token,
+            cluster,
+            founders,
+        } => form_response::State::Formed(form_response::Formed {
+            token,
+            cluster_id: sixteen_bytes(cluster.0),
+            founders: founders.into_iter().map(founder_out).collect(),
+        }),
+    };
+    v1::FormResponse { state: Some(state) }
+}
+
+/// The answer to a forming node.
+pub fn formed_of(response: v1::FormResponse) -> Result<FormResponse> {
+    use v1::form_response::State;
+    match required("state", response.state)? {
+        State::Forming(request) => Ok(FormResponse::Forming(form_of(request)?)),
+        State::Formed(formed) => Ok(FormResponse::Formed {
+            token: formed.token,
+            cluster: ClusterId(sixteen("cluster_id", &formed.cluster_id)?),
+            founders: formed
+                .founders
+                .into_iter()
+                .map(founder_of)
+                .collect::<Result<_>>()?,
+        }),
+    }
+}
+
+fn founder_out(founder: Founder) -> v1::Founder {
+    v1::Founder {
+        name: founder.name,
+        incarnation: sixteen_bytes(founder.incarnation.0),
+        node_address: founder.node_address,
+        client_address: founder.client_address,
+    }
+}
+
+fn founder_of(founder: v1::Founder) -> Result<Founder> {
+    Ok(Founder {
+        name: founder.name,
+        incarnation: Incarnation(sixteen("founder.incarnation", &founder.incarnation)?),
+        node_address: founder.node_address,
+        client_address: founder.client_address,
+    })
+}
