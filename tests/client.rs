@@ -1,6 +1,8 @@
 //! The client against a cluster in memory that goes wrong as told. Time is tokio's, and paused: a
 //! deadline of ten seconds passes at once.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod fake;
 
 use std::sync::Arc;

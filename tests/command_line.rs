@@ -1,6 +1,8 @@
 //! What is typed, what comes out, and the exit code: against a cluster in memory. Time is tokio's, and
 //! paused, except where a thread reads a file: a paused clock does not move while one runs.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod fake;
 
 use std::collections::BTreeMap;
@@ -22,8 +24,14 @@ use quorate::cli::Cli;
 use quorate::cli::world::World;
 use quorate::client::RequestIds;
 use quorate::error::Error;
+use quorate::server::grpc::Doors;
+use quorate::server::grpc::Stop;
 use serde_json::Value as Json;
 use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// What a verb has left behind.
 #[derive(Debug, Clone, PartialEq)]
@@ -733,4 +741,135 @@ async fn bench_reports_rates_and_percentiles() {
 async fn completions_know_the_verbs() {
     let said = typed(&Cluster::new(), &["completions", "bash"]).await;
     assert!(said.out().contains("transfer") && said.out().contains("--from-line"));
+}
+
+/// The same cluster behind real ports, and the binary itself.
+struct Served {
+    cluster: Cluster,
+    endpoints: String,
+    stop: CancellationToken,
+    doors: Vec<tokio::task::JoinHandle<quorate::error::Result<()>>>,
+    _ready: watch::Sender<bool>,
+}
+
+impl Served {
+    async fn start() -> Served {
+        let cluster = Cluster::new();
+        let stop = CancellationToken::new();
+        let (ready, is_ready) = watch::channel(true);
+        let mut doors = Vec::new();
+        for node in 1..=3 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            cluster.state().addresses[node - 1] = address;
+            let door = Doors::new(cluster.service(node as u64), || ids().next());
+            let stop = Stop {
+                token: stop.clone(),
+                grace: Duration::from_secs(1),
+            };
+            let is_ready = is_ready.clone();
+            let serve = async move { door.serve_clients(listener, is_ready, stop).await };
+            doors.push(tokio::spawn(serve));
+        }
+        let endpoints = cluster.state().addresses.join(",");
+        Served {
+            cluster,
+            endpoints,
+            stop,
+            doors,
+            _ready: ready,
+        }
+    }
+
+    async fn quorate(&self, words: &[&str]) -> Said {
+        let output = Command::new(env!("CARGO_BIN_EXE_quorate"))
+            .args(words)
+            .env("QUORATE_ENDPOINTS", &self.endpoints)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .await
+            .unwrap();
+        Said {
+            code: u8::try_from(output.status.code().unwrap()).unwrap(),
+            out: output.stdout,
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        for door in self.doors {
+            door.await.unwrap().unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_binary_speaks_over_real_ports() {
+    let served = Served::start().await;
+    let put = served.quorate(&["put", "greeting", "hello"]).await;
+    assert_eq!(put.code, 0, "{}", put.err);
+    assert_eq!(served.quorate(&["get", "greeting"]).await.out, b"hello");
+    let missing = served.quorate(&["get", "nothing"]).await;
+    assert_eq!(
+        (missing.code, missing.err.as_str()),
+        (4, "error: key nothing is not there\n")
+    );
+    assert_eq!(served.quorate(&["get"]).await.code, 3);
+    assert_eq!(served.quorate(&["get", ""]).await.code, 3);
+    let cas = served
+        .quorate(&["cas", "greeting", "x", "--expect", "bye"])
+        .await;
+    assert_eq!(cas.code, 1, "{}", cas.err);
+    let status = served.quorate(&["status"]).await;
+    assert_eq!(status.code, 0, "{}", status.err);
+    assert_eq!(served.quorate(&["health"]).await.out, b"ready\n");
+    let bench = [
+        "bench",
+        "mixed",
+        "--duration",
+        "200ms",
+        "--keys",
+        "100",
+        "-o",
+        "json",
+    ];
+    let bench = served.quorate(&bench).await;
+    assert_eq!(
+        (bench.code, &bench.json()["errors"]),
+        (0, &json!({})),
+        "{}",
+        bench.err
+    );
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_binary_imports_and_exports_over_real_ports() {
+    let served = Served::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (input, output) = (directory.path().join("in"), directory.path().join("out"));
+    let all = lines(3_000);
+    write_lines(&input, &all);
+    let import = served.quorate(&["import", input.to_str().unwrap()]).await;
+    assert_eq!(import.code, 0, "{}", import.err);
+    let export = served.quorate(&["export", output.to_str().unwrap()]).await;
+    assert_eq!(export.code, 0, "{}", export.err);
+    assert_eq!(records_in(&std::fs::read(&output).unwrap()), all);
+    assert_eq!(served.cluster.state().versions.len(), 3_000);
+    served.end().await;
+}
+
+#[tokio::test]
+async fn the_binary_exits_with_two_where_nobody_listens() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let words = ["get", "a", "--endpoints", &address, "--timeout", "500ms"];
+    let output = Command::new(env!("CARGO_BIN_EXE_quorate"))
+        .args(words)
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }

@@ -2,6 +2,7 @@
 //! answers as a real one does, and goes wrong as told.
 
 #![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -56,11 +57,11 @@ use quorate::wire::request::Service;
 use quorate::wire::request::SnapshotHeader;
 
 /// Where the cluster's clock stands at the start.
-pub const START_MS: u64 = 1_700_000_000_000;
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
 
 /// How one call goes wrong.
 #[derive(Debug, Clone)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Refused, nothing done.
     Refuse(Error),
     /// Done, and then nobody answers.
@@ -71,36 +72,38 @@ pub enum Fault {
 
 /// The whole cluster.
 #[derive(Clone)]
-pub struct Cluster(Arc<Mutex<State>>);
+pub(crate) struct Cluster(Arc<Mutex<State>>);
 
-pub struct State {
-    pub data: BTreeMap<Key, Versioned>,
+pub(crate) struct State {
+    pub(crate) data: BTreeMap<Key, Versioned>,
     /// Every version that was ever made, in order.
-    pub versions: Vec<(Key, RequestId)>,
+    pub(crate) versions: Vec<(Key, RequestId)>,
     outcomes: HashMap<RequestId, WriteOutcome>,
-    pub stamp: Timestamp,
-    pub leader: Option<u64>,
-    pub down: HashSet<u64>,
-    pub not_ready: HashSet<u64>,
+    pub(crate) stamp: Timestamp,
+    pub(crate) leader: Option<u64>,
+    pub(crate) down: HashSet<u64>,
+    pub(crate) not_ready: HashSet<u64>,
     /// What goes wrong with the next calls, by node.
-    pub faults: HashMap<u64, VecDeque<Fault>>,
+    pub(crate) faults: HashMap<u64, VecDeque<Fault>>,
     /// What goes wrong with every further write.
-    pub every_write: Option<Fault>,
+    pub(crate) every_write: Option<Fault>,
     /// Puts after which every further one is refused.
-    pub puts_left: Option<u64>,
+    pub(crate) puts_left: Option<u64>,
     /// Pages after which every further one is refused.
-    pub pages_left: Option<u64>,
+    pub(crate) pages_left: Option<u64>,
+    /// Where clients reach nodes 1, 2 and 3.
+    pub(crate) addresses: Vec<String>,
     /// Node and kind of each call that arrived.
-    pub calls: Vec<String>,
+    pub(crate) calls: Vec<String>,
     /// Most calls under way at the same time.
-    pub busiest: usize,
+    pub(crate) busiest: usize,
     under_way: usize,
     /// Pages handed out.
-    pub pages: u64,
+    pub(crate) pages: u64,
 }
 
 impl Cluster {
-    pub fn new() -> Cluster {
+    pub(crate) fn new() -> Cluster {
         Cluster(Arc::new(Mutex::new(State {
             data: BTreeMap::new(),
             versions: Vec::new(),
@@ -112,6 +115,7 @@ impl Cluster {
             faults: HashMap::new(),
             every_write: None,
             puts_left: None,
+            addresses: (1..=3).map(|node| format!("n{node}:7400")).collect(),
             pages_left: None,
             calls: Vec::new(),
             busiest: 0,
@@ -120,11 +124,11 @@ impl Cluster {
         })))
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
-    pub fn fault(&self, node: u64, fault: Fault) {
+    pub(crate) fn fault(&self, node: u64, fault: Fault) {
         self.state()
             .faults
             .entry(node)
@@ -132,7 +136,7 @@ impl Cluster {
             .push_back(fault);
     }
 
-    pub fn store(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
+    pub(crate) fn store(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
         let mut state = self.state();
         let id = RequestId([0; 16]);
         let kind = WriteKind::Keys {
@@ -146,11 +150,11 @@ impl Cluster {
     }
 
     /// Calls that arrived since the last look, as `n1 put n2 get`.
-    pub fn take_calls(&self) -> String {
+    pub(crate) fn take_calls(&self) -> String {
         std::mem::take(&mut self.state().calls).join(" ")
     }
 
-    pub fn service(&self, node: u64) -> Arc<dyn Service> {
+    pub(crate) fn service(&self, node: u64) -> Arc<dyn Service> {
         Arc::new(Node {
             cluster: self.clone(),
             node,
@@ -449,6 +453,16 @@ impl State {
         }
     }
 
+    fn member(&self, id: u64) -> Member {
+        Member {
+            id: NodeId(id),
+            incarnation: Incarnation([id as u8; 16]),
+            name: format!("n{id}"),
+            node_address: format!("n{id}:7401"),
+            client_address: self.addresses[id as usize - 1].clone(),
+        }
+    }
+
     fn status(&self, node: u64) -> NodeStatus {
         let group = |group, shard: Option<ShardDescriptor>| GroupStatus {
             group,
@@ -478,7 +492,7 @@ impl State {
         };
         NodeStatus {
             cluster: cluster_id(),
-            member: member(node),
+            member: self.member(node),
             version: "0.1.0".into(),
             uptime_s: 61,
             ready: !self.not_ready.contains(&node),
@@ -487,7 +501,7 @@ impl State {
                 group(GroupId::Placement, None),
                 group(GroupId::Shard(ShardId(1)), Some(shard)),
             ],
-            members: (1..=3).map(member).collect(),
+            members: (1..=3).map(|node| self.member(node)).collect(),
         }
     }
 }
@@ -499,16 +513,6 @@ fn check_key(key: &[u8]) -> Result<()> {
     Ok(())
 }
 
-pub fn cluster_id() -> ClusterId {
+pub(crate) fn cluster_id() -> ClusterId {
     ClusterId([0xc1; 16])
-}
-
-fn member(id: u64) -> Member {
-    Member {
-        id: NodeId(id),
-        incarnation: Incarnation([id as u8; 16]),
-        name: format!("n{id}"),
-        node_address: format!("n{id}:7401"),
-        client_address: format!("n{id}:7400"),
-    }
 }
