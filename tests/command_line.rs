@@ -523,9 +523,9 @@ async fn an_import_outlasts_a_leaderless_time() {
 #[tokio::test]
 async fn of_two_records_of_one_key_the_later_one_stays() {
     let cluster = Cluster::new();
-    // The first put of the key is slow: its answer is lost, though it happened.
-    cluster.fault(1, Fault::Hang);
-    let input = [("a", "1"), ("b", "1"), ("a", "2"), ("a", "3")];
+    // The first put of the key gets no answer and is sent again when the others could be done.
+    cluster.state().hang_value = Some("1".into());
+    let input = [("a", "1"), ("b", "x"), ("a", "2"), ("a", "3")];
     let line = |(key, value)| json!({ "key": key, "value": value }).to_string();
     let input = input.map(line).join("\n");
     let said = typed_reading(&cluster, &["import", "-"], input.as_bytes()).await;
@@ -857,6 +857,39 @@ async fn the_binary_imports_and_exports_over_real_ports() {
     assert_eq!(export.code, 0, "{}", export.err);
     assert_eq!(records_in(&std::fs::read(&output).unwrap()), all);
     assert_eq!(served.cluster.state().versions.len(), 3_000);
+    served.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_is_interrupted_says_at_once_how_to_go_on() {
+    let served = Served::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let input = directory.path().join("in");
+    write_lines(&input, &lines(2_000));
+    let import = Command::new(env!("CARGO_BIN_EXE_quorate"))
+        .arg("import")
+        .arg(&input)
+        .args(["--rate", "200"])
+        .env("QUORATE_ENDPOINTS", &served.endpoints)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    while served.cluster.state().versions.len() < 20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let id = import.id().unwrap().to_string();
+    Command::new("kill")
+        .args(["-INT", &id])
+        .status()
+        .await
+        .unwrap();
+    let output = import.wait_with_output().await.unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.starts_with("error: interrupted; "), "{err}");
+    let from: usize = err.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let stored = served.cluster.state().versions.len();
+    assert!(stored < 1_000 && from <= stored + 1, "{stored}: {err}");
     served.end().await;
 }
 

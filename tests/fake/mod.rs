@@ -87,6 +87,8 @@ pub(crate) struct State {
     pub(crate) faults: HashMap<u64, VecDeque<Fault>>,
     /// What goes wrong with every further write.
     pub(crate) every_write: Option<Fault>,
+    /// The first write of this value hangs.
+    pub(crate) hang_value: Option<Bytes>,
     /// Puts after which every further one is refused.
     pub(crate) puts_left: Option<u64>,
     /// Pages after which every further one is refused.
@@ -115,6 +117,7 @@ impl Cluster {
             faults: HashMap::new(),
             every_write: None,
             puts_left: None,
+            hang_value: None,
             addresses: (1..=3).map(|node| format!("n{node}:7400")).collect(),
             pages_left: None,
             calls: Vec::new(),
@@ -264,6 +267,10 @@ impl State {
         let mut fault = self.faults.get_mut(&node).and_then(VecDeque::pop_front);
         if let Request::Write(write) = &call.request {
             fault = fault.or(self.every_write.clone());
+            if self.hang_value.is_some() && self.hang_value == value_of(write) {
+                self.hang_value = None;
+                fault = Some(Fault::Hang);
+            }
             if fault.is_none() && self.puts_left == Some(0) {
                 let reason = "refused for the test";
                 return Some(Err(Error::invalid("value", reason)));
@@ -503,6 +510,18 @@ impl State {
             ],
             members: (1..=3).map(|node| self.member(node)).collect(),
         }
+    }
+}
+
+fn value_of(write: &Write) -> Option<Bytes> {
+    match &write.kind {
+        WriteKind::Keys { operations, .. } => {
+            operations.iter().find_map(|operation| match operation {
+                Operation::Put { value, .. } => Some(value.clone()),
+                Operation::Delete { .. } => None,
+            })
+        }
+        WriteKind::Range { .. } => None,
     }
 }
 
