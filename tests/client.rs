@@ -265,6 +265,27 @@ async fn ids_are_made_on_the_clusters_clock_once_it_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_whose_clock_is_far_ahead_learns_it_from_the_refusal() {
+    let cluster = Cluster::new();
+    let wait = Duration::from_secs(3_600);
+    cluster.fault(1, Fault::Refuse(Error::ClockAhead { wait }));
+    let kv = all(&cluster);
+    assert_eq!(put(&kv, "a").await, Err(Error::ClockAhead { wait }));
+    let wall_ms = put(&kv, "a").await.unwrap().wall_ms();
+    assert_eq!(wall_ms, START_MS - 3_600_000);
+
+    assert!(get(&kv, "a").await.unwrap().is_some());
+    assert_eq!(cluster.take_calls(), "n1 write n1 write n1 status n1 get");
+    // A short wait is waited, and the same id sent again: a new one could let both happen.
+    let wait = Duration::from_secs(2);
+    cluster.fault(1, Fault::Refuse(Error::ClockAhead { wait }));
+    let before = Instant::now();
+    put(&kv, "b").await.unwrap();
+    assert!(before.elapsed() >= wait);
+    assert_eq!(cluster.take_calls(), "n1 write n1 write");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_condition_that_fails_is_an_outcome_and_not_an_error() {
     let cluster = Cluster::new();
     cluster.store("a", "1");
