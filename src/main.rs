@@ -5,33 +5,36 @@ use std::sync::Arc;
 
 use clap::Parser;
 use quorate::cli;
+use quorate::cli::Cli;
+use quorate::cli::failure::EXIT_ERROR;
 use quorate::cli::world::World;
-use quorate::client::RequestIds;
 use quorate::wire::channel::GrpcChannel;
 
 fn main() -> ExitCode {
-    let parsed = match cli::Cli::try_parse() {
-        Ok(p) => p,
-        Err(e) => {
-            let _ = e.print();
-            return ExitCode::from(3);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody to tell that nobody reads.
+            let _ = error.print();
+            return ExitCode::from(cli::usage_exit_code(&error));
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()
-        .expect("runtime");
-    let world = World::of_process(
-        || Arc::new(GrpcChannel::of_client()),
-        || {
-            RequestIds::new(
-                || quorate::env::clock::Clock::system().wall_ms(),
-                || quorate::env::rng::Chance.bytes(),
-            )
-        },
-    );
-    match runtime.block_on(cli::run(parsed, world)) {
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: start the runtime: {error}");
+            return ExitCode::from(EXIT_ERROR);
+        }
+    };
+    let world = World::of_process(|| Arc::new(GrpcChannel::of_client()));
+    let result = runtime.block_on(cli::run(cli, world));
+    // A thread that still reads standard input is not waited for.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(f) => ExitCode::from(f.exit_code),
+        Err(failure) => ExitCode::from(failure.exit_code),
     }
 }

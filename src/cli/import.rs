@@ -5,7 +5,7 @@
 //! records of one key are stored in the order of the file. Storing a record twice does no harm, so an
 //! import that stopped goes on at the first line that is not certainly stored.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -242,8 +242,8 @@ struct Import<'a> {
     /// When the next record may be sent.
     slot: Instant,
     puts: FuturesUnordered<BoxFuture<'static, Stored>>,
-    /// Keys being stored: a second record of such a key waits.
-    busy: HashSet<Key>,
+    /// Keys being stored, with their lines: a second record of such a key waits.
+    busy: HashMap<Key, u64>,
     /// The next record to send.
     next: Option<(Item, Record)>,
     /// The first line that is not certainly stored.
@@ -264,7 +264,7 @@ impl<'a> Import<'a> {
             step: step.unwrap_or_default(),
             slot: Instant::now(),
             puts: FuturesUnordered::new(),
-            busy: HashSet::new(),
+            busy: HashMap::new(),
             next: None,
             resume: None,
             last_line: args.from_line - 1,
@@ -287,7 +287,7 @@ impl<'a> Import<'a> {
             // Cancel-safe: each branch only takes something out when it is chosen.
             tokio::select! {
                 biased;
-                Ok(()) = &mut interrupt, if goes_on => self.stop = Some(Stop::Interrupted),
+                Ok(()) = &mut interrupt, if goes_on => self.interrupt(),
                 Some(stored) = self.puts.next(), if !self.puts.is_empty() => self.note(stored),
                 () = tokio::time::sleep_until(self.slot), if may_start => self.start(),
                 item = items.recv(), if may_take => match item {
@@ -301,7 +301,7 @@ impl<'a> Import<'a> {
     fn may_start(&self) -> bool {
         let next = self.next.as_ref();
         self.puts.len() < self.in_flight_max
-            && next.is_some_and(|(_, record)| !self.busy.contains(&record.key))
+            && next.is_some_and(|(_, record)| !self.busy.contains_key(&record.key))
     }
 
     fn take(&mut self, mut item: Item) {
@@ -322,7 +322,7 @@ impl<'a> Import<'a> {
         let now = Instant::now();
         let oldest = now.checked_sub(RATE_WINDOW).unwrap_or(now);
         self.slot = (self.slot + self.step).max(oldest);
-        self.busy.insert(record.key.clone());
+        self.busy.insert(record.key.clone(), item.line);
         let kv = self.kv.clone();
         self.puts.push(Box::pin(async move {
             let Record { key, value } = record;
@@ -349,6 +349,15 @@ impl<'a> Import<'a> {
                 key: stored.key,
                 error,
             });
+        }
+    }
+
+    /// Nobody waits for what is under way: it goes on there.
+    fn interrupt(&mut self) {
+        self.stop = Some(Stop::Interrupted);
+        self.puts.clear();
+        if let Some(first) = self.busy.values().min().copied() {
+            self.resume_at(first);
         }
     }
 

@@ -63,7 +63,7 @@ impl Sequence {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut number = self.0;
         number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -73,7 +73,7 @@ impl Sequence {
 
     /// The next number below `end`, which must not be 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.number() % end
     }
 
     /// What comes next in a load.
@@ -93,7 +93,7 @@ impl Sequence {
             b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
         let mut value = Vec::with_capacity(length + 8);
         while value.len() < length {
-            let bytes = self.next().to_le_bytes();
+            let bytes = self.number().to_le_bytes();
             value.extend(bytes.map(|byte| LETTERS[usize::from(byte & 63)]));
         }
         value.truncate(length);

@@ -25,6 +25,7 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::cli::context::Context;
+use crate::cli::failure::EXIT_BAD_INPUT;
 use crate::cli::failure::Failure;
 use crate::cli::text::Format;
 use crate::cli::world::World;
@@ -145,6 +146,15 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
     };
     context.tell_failure(&failure);
     Err(failure)
+}
+
+/// The exit code of what could not be understood, or was a question about how to type.
+pub fn usage_exit_code(error: &clap::Error) -> u8 {
+    if error.use_stderr() {
+        EXIT_BAD_INPUT
+    } else {
+        0
+    }
 }
 
 fn completions(shell: clap_complete::Shell, context: &Context) -> Result<(), Failure> {

@@ -12,6 +12,8 @@ use std::sync::PoisonError;
 
 use crate::cli::failure::Failure;
 use crate::client::RequestIds;
+use crate::env::clock::Clock;
+use crate::env::rng::Chance;
 use crate::wire::request::Channel;
 
 type MakeChannel = Box<dyn Fn() -> Arc<dyn Channel> + Send + Sync>;
@@ -31,11 +33,15 @@ pub struct World {
 }
 
 impl World {
-    /// The process's own streams, with the network and the source of identities given.
+    /// The process's own streams, the machine's clock and chance, and the network given.
     pub fn of_process(
         make_channel: impl Fn() -> Arc<dyn Channel> + Send + Sync + 'static,
-        make_ids: impl Fn() -> RequestIds + Send + Sync + 'static,
     ) -> World {
+        let clock = Clock::system();
+        let make_ids = move || {
+            let clock = clock.clone();
+            RequestIds::new(move || clock.wall_ms(), || Chance.bytes())
+        };
         let mut world = World::new(
             make_channel,
             make_ids,
