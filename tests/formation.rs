@@ -2,6 +2,8 @@
 //! disks it forms at most once, nobody comes back under an identity whose disk is gone, and when the
 //! faults stop it forms.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;

@@ -2,6 +2,8 @@
 //! what came out, one line for each command. `UPDATE_GOLDEN=1` writes what comes out; a person reads
 //! the change.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! The network over gRPC: real doors on loopback before a node that only remembers, spoken to through
 //! the channel that nodes and clients use, and through a bare gRPC client.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -230,7 +232,7 @@ impl Fake {
             Request::Write(write) => Response::Write(self.write(&write)?, answered()),
             Request::Status => Response::Status(Box::new(node_status())),
             Request::TransferLeader(_) => Response::TransferLeader,
-            Request::ReadPosition(_) => Response::ReadPosition(position(77)),
+            Request::ReadPosition(_) => Response::ReadPosition(position(77).unwrap()),
             Request::Vote(_, request) => Response::Vote(VoteResponse {
                 vote: request.vote,
                 last: position(3),

@@ -105,7 +105,7 @@ pub enum Verb {
     /// Measure throughput and latency
     Bench(bench::BenchArgs),
     /// Run a node
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Run a whole cluster on this machine
     Dev(dev::Args),
     /// Print a completion script for a shell
@@ -133,7 +133,7 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
         Verb::Transfer(args) => cluster::transfer(args, &context).await,
         Verb::Health(args) => cluster::health(args, &context).await,
         Verb::Bench(args) => bench::run(args, &context).await,
-        Verb::Serve(args) => serve::run(args).await,
+        Verb::Serve(args) => serve::run(*args).await,
         Verb::Dev(args) => dev::run(args).await,
         Verb::Completions { shell } => completions(shell, &context),
     };

@@ -1,5 +1,19 @@
-//! The host of many groups.
+//! The host of many groups: what one node is made of.
+//!
+//! A node finds its identity (`identity.rs`), forms a cluster with the others at its first start
+//! (`formation.rs` decides, `formation_driver.rs` talks), opens its stores and its replicas (`boot.rs`),
+//! and keeps them in a [`Registry`](registry::Registry). One task flushes the engine for all of them
+//! (`checkpoint.rs`), one collects what no reader may ask for any more (`collector.rs`). Each shard's
+//! replica has one owner of its writes (`proposer.rs`) and shares the round trips of its reads
+//! (`barrier.rs`).
 
-pub mod formation;
 pub mod identity;
+pub mod formation;
 pub mod formation_driver;
+pub mod barrier;
+pub mod proposer;
+pub mod replica;
+pub mod registry;
+pub mod checkpoint;
+pub mod collector;
+pub mod boot;

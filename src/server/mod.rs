@@ -1,15 +1,79 @@
-//! Assembles a node and opens its doors.
+//! Assembles a node and opens its doors: for clients and nodes in `grpc/`, for probes in `http/`.
+//! [`start`] and [`Running::stop`] are the order in which a node comes up and goes down, written once.
 
 pub mod options;
 pub mod http;
 pub mod grpc;
+pub mod host;
+pub mod handler;
 
 use std::net::SocketAddr;
+use std::process::exit;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio::time::interval;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+use tracing::info;
+
+use crate::env::clock::Clock;
+use crate::env::files::DiskFiles;
+use crate::env::files::Files;
+use crate::env::rng::Chance;
+use crate::env::tasks::TaskResult;
+use crate::env::tasks::TaskSet;
+use crate::env::tasks::offload;
+use crate::node::boot::Boot;
+use crate::node::boot::BootError;
+use crate::node::boot::Stores;
+use crate::node::formation::Formed;
+use crate::node::formation::InitialLayout;
+use crate::node::formation::layout;
+use crate::node::formation_driver;
 use crate::node::formation_driver::FormationError;
+use crate::node::formation_driver::Setup;
+use crate::node::identity::DataDirectory;
 use crate::node::identity::IdentityError;
+use crate::node::registry::Registry;
+use crate::raft;
+use crate::raft::Fail;
+use crate::raft::Leadership;
+use crate::server::grpc::Doors;
+use crate::server::grpc::Stop;
+use crate::server::handler::Handler;
+use crate::server::host::Host;
+use crate::server::host::Space;
+use crate::server::http::Check;
 use crate::server::options::OptionError;
 use crate::server::options::Options;
+use crate::telemetry::metrics;
+use crate::types::Incarnation;
+use crate::types::NodeId;
+use crate::types::RequestId;
+use crate::types::node::Identity;
+use crate::wal;
+use crate::wire::channel::GrpcChannel;
+use crate::wire::identity::IdentityCell;
+use crate::wire::request::Channel;
+
+/// Exit code of a node that cannot go on: EX_SOFTWARE of sysexits.
+pub const EXIT_BROKEN: i32 = 70;
+
+/// Threads of the groups' own runtime. Nothing that may block runs on them, so that a slow disk or a large
+/// scan never makes a leader look dead.
+const CONSENSUS_THREADS: usize = 2;
+/// How often free space and figures are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a stopping leader waits for its successor.
+const HANDOVER_MAX: Duration = Duration::from_secs(2);
+/// How long a task may take to stop.
+const TASK_STOP_MAX: Duration = Duration::from_secs(5);
 
 /// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +87,9 @@ pub enum StartError {
     /// The node has no cluster.
     #[error(transparent)]
     Formation(#[from] FormationError),
+    /// The stores do not open.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// A port cannot be had.
     #[error("listen on {address}: {source}; choose another with {flag}")]
     Listen {
@@ -44,13 +111,12 @@ impl StartError {
         match self {
             StartError::Options(_) | StartError::Formation(_) | StartError::Listen { .. } => true,
             StartError::Identity(error) => !matches!(error, IdentityError::Io { .. }),
-            StartError::Internal(_) => false,
+            StartError::Boot(_) | StartError::Internal(_) => false,
         }
     }
 }
 
 /// A node that runs.
-#[derive(Debug)]
 pub struct Running {
     /// Where clients are served.
     pub client_address: SocketAddr,
@@ -58,22 +124,355 @@ pub struct Running {
     pub node_address: SocketAddr,
     /// Where health and metrics are served.
     pub http_address: SocketAddr,
+    drain_timeout: Duration,
+    ready: watch::Sender<bool>,
+    doors: TaskSet,
+    tasks: TaskSet,
+    stores: Stores,
+    consensus: Runtime,
+    // Held until everything has ended: a second process must not open the directory before.
+    _directory: DataDirectory,
 }
 
-/// Starts a node.
+/// Starts a node and returns when it takes requests. The first start returns when the cluster has formed,
+/// which waits for the other listed nodes. Dropping it half-way is like a crash.
 pub async fn start(options: Options) -> Result<Running, StartError> {
     options.validate()?;
-    Err(StartError::Internal("the node is not assembled yet".into()))
+    metrics::install();
+    let directory = open_directory(&options).await?;
+    let clients = listen(options.listen_client, "--listen-client").await?;
+    let nodes = listen(options.listen_node, "--listen-node").await?;
+    let http = listen(options.listen_http, "--listen-http").await?;
+    let addresses = (address(&clients)?, address(&nodes)?, address(&http)?);
+
+    let identity = IdentityCell::new();
+    let channel: Arc<dyn Channel> = Arc::new(GrpcChannel::of_node(identity.clone()));
+    let handler = Handler::new();
+    let (ready, readiness) = watch::channel(false);
+    let mut doors = TaskSet::new();
+    open_probes(http, &handler, &mut doors);
+    let grpc = Doors::new(Arc::new(handler.clone()), new_request_id);
+    open_nodes(nodes, &grpc, &identity, options.drain_timeout, &mut doors);
+
+    let setup = Setup {
+        name: options.name.clone(),
+        initial_cluster: options.initial_cluster.0.clone(),
+        token: options.initial_cluster_token.clone(),
+        join: options.join.0.clone(),
+        node_address: options.node_address(),
+        client_address: options.client_address(),
+    };
+    let (forming, driver) = formation_driver::prepare(setup, directory, Arc::clone(&channel))?;
+    handler.form(forming);
+    let (formed, directory) = driver.run().await?;
+    let layout = layout(&formed);
+    let me = introduce(&formed, &layout, &directory, &identity, &channel)?;
+
+    let consensus = consensus_runtime()?;
+    let mut tasks = TaskSet::new();
+    let boot = boot(
+        &options,
+        me.node,
+        layout.clone(),
+        &directory,
+        Arc::clone(&channel),
+        &consensus,
+    );
+    let stores = boot.open(&mut tasks).await?;
+    let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
+    watch_node(&stores, &space, &directory, &ready, &mut tasks);
+    let member = layout
+        .members
+        .iter()
+        .find(|member| member.id == me.node)
+        .cloned();
+    handler.open(Host {
+        identity: me,
+        member: member
+            .ok_or_else(|| StartError::Internal("the list has no entry for this node".into()))?,
+        members: layout.members,
+        registry: Arc::clone(&stores.registry),
+        channel,
+        started: Instant::now(),
+        space,
+    });
+    open_clients(clients, &grpc, readiness, options.drain_timeout, &mut doors);
+    info!(cluster = %me.cluster, node = %me.node, name = options.name, clients = %addresses.0, "node started");
+    Ok(Running {
+        client_address: addresses.0,
+        node_address: addresses.1,
+        http_address: addresses.2,
+        drain_timeout: options.drain_timeout,
+        ready,
+        doors,
+        tasks,
+        stores,
+        consensus,
+        _directory: directory,
+    })
 }
 
 impl Running {
-    /// Stops in order: readiness off, requests ended, log and engine flushed.
-    pub async fn stop(self) -> Result<(), StartError> {
-        Ok(())
-    }
-
     /// Returns when the node cannot go on, with the reason. Cancel-safe.
     pub async fn failed(&mut self) -> String {
-        std::future::pending().await
+        tokio::select! {
+            failure = self.doors.failed() => failure.to_string(),
+            failure = self.tasks.failed() => failure.to_string(),
+        }
     }
+
+    /// Stops in order: readiness off, leaders handed over, requests ended, replicas stopped, engine
+    /// flushed, log closed.
+    pub async fn stop(self) -> Result<(), StartError> {
+        self.ready.send_replace(false);
+        hand_over(&self.stores.registry).await;
+        let drained = self.doors.stop(self.drain_timeout).await;
+        let ended = self.tasks.stop(TASK_STOP_MAX).await;
+        self.stores.close().await?;
+        self.consensus.shutdown_background();
+        drained
+            .and(ended)
+            .map_err(|failure| StartError::Internal(failure.to_string()))
+    }
+}
+
+async fn open_directory(options: &Options) -> Result<DataDirectory, StartError> {
+    let (path, name) = (options.data_dir.clone(), options.name.clone());
+    let fresh = Incarnation(Chance.bytes());
+    Ok(offload(move || DataDirectory::open(Arc::new(DiskFiles), &path, &name, fresh)).await?)
+}
+
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| StartError::Listen {
+        address,
+        flag,
+        source,
+    })
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener
+        .local_addr()
+        .map_err(|error| StartError::Internal(format!("ask for a port's address: {error}")))
+}
+
+fn consensus_runtime() -> Result<Runtime, StartError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let built = builder
+        .worker_threads(CONSENSUS_THREADS)
+        .thread_name("consensus")
+        .enable_all()
+        .build();
+    built.map_err(|error| StartError::Internal(format!("start the threads of the groups: {error}")))
+}
+
+/// Finds this node in the list, and makes everybody known to the channel.
+fn introduce(
+    formed: &Formed,
+    layout: &InitialLayout,
+    directory: &DataDirectory,
+    cell: &IdentityCell,
+    channel: &Arc<dyn Channel>,
+) -> Result<Identity, StartError> {
+    let incarnation = directory.incarnation();
+    let node = formed.node_of(incarnation);
+    let node =
+        node.ok_or_else(|| StartError::Internal("the list does not have this incarnation".into()))?;
+    let identity = Identity {
+        cluster: formed.cluster,
+        node,
+        incarnation,
+    };
+    for member in &layout.members {
+        channel.learn(member.clone());
+    }
+    cell.set(identity)
+        .map_err(|_| StartError::Internal("the node has had another identity".into()))?;
+    Ok(identity)
+}
+
+fn boot(
+    options: &Options,
+    node: NodeId,
+    layout: InitialLayout,
+    directory: &DataDirectory,
+    channel: Arc<dyn Channel>,
+    consensus: &Runtime,
+) -> Boot {
+    Boot {
+        node,
+        layout,
+        directory: directory.path().to_path_buf(),
+        wal_directory: directory.wal(),
+        engine_directory: directory.engine(),
+        cache_bytes: options.cache_bytes.0,
+        history_retention: options.history_retention,
+        retry_window: options.retry_window,
+        checkpoint_interval: options.checkpoint_interval,
+        files: Arc::new(DiskFiles),
+        clock: Clock::system(),
+        channel,
+        wal: wal::Options {
+            segment_bytes: options.log_segment_bytes.0,
+            cache_bytes: options.log_cache_bytes.0 as usize,
+            spare_segments: options.log_spare_segments as usize,
+            ..Default::default()
+        },
+        raft: raft::Options {
+            heartbeat: options.heartbeat_interval,
+            election_timeout_min: options.election_timeout_min,
+            election_timeout_max: options.election_timeout_max,
+            entries_kept: options.log_entries_kept,
+            ..Default::default()
+        },
+        consensus: consensus.handle().clone(),
+        fail: broken(),
+    }
+}
+
+/// What went wrong cannot be asked again and must not answer anybody: the process ends here.
+fn broken() -> Fail {
+    Arc::new(|why| {
+        error!(%why, "the node cannot go on");
+        exit(EXIT_BROKEN)
+    })
+}
+
+fn open_probes(listener: TcpListener, handler: &Handler, doors: &mut TaskSet) {
+    let asked = handler.clone();
+    let checks = Arc::new(move || readiness(&asked));
+    doors.spawn("http", |stop| async move {
+        http::serve(listener, checks, stop.cancelled_owned()).await?;
+        Ok(())
+    });
+}
+
+fn open_nodes(
+    listener: TcpListener,
+    grpc: &Doors,
+    identity: &IdentityCell,
+    grace: Duration,
+    doors: &mut TaskSet,
+) {
+    let (grpc, identity) = (grpc.clone(), identity.clone());
+    doors.spawn("nodes", move |token| async move {
+        Ok(grpc
+            .serve_nodes(listener, identity, Stop { token, grace })
+            .await?)
+    });
+}
+
+fn open_clients(
+    listener: TcpListener,
+    grpc: &Doors,
+    ready: watch::Receiver<bool>,
+    grace: Duration,
+    doors: &mut TaskSet,
+) {
+    let grpc = grpc.clone();
+    doors.spawn("clients", move |token| async move {
+        Ok(grpc
+            .serve_clients(listener, ready, Stop { token, grace })
+            .await?)
+    });
+}
+
+/// For a request that came without an id: it covers this node's own attempts only.
+fn new_request_id() -> RequestId {
+    RequestId::new(Clock::system().wall_ms(), Chance.bytes())
+}
+
+fn readiness(handler: &Handler) -> Vec<Check> {
+    let host = match handler.host() {
+        Ok(host) => host,
+        Err(error) => {
+            return vec![Check {
+                name: "stores".into(),
+                ok: false,
+                detail: error.to_string(),
+            }];
+        }
+    };
+    let group = |group: &raft::Group| {
+        let view = group.view();
+        let ok = view.role != "failed" && view.leader.is_some();
+        let leader = view
+            .leader
+            .map_or("nobody".to_string(), |leader| leader.node.to_string());
+        Check {
+            name: group.id().to_string(),
+            ok,
+            detail: format!("{}, led by {leader}", view.role),
+        }
+    };
+    let mut checks: Vec<Check> = host.registry.groups().iter().map(group).collect();
+    let free = host.space.free_bytes();
+    checks.push(Check {
+        name: "disk".into(),
+        ok: !host.space.is_short(),
+        detail: format!("{free} bytes free"),
+    });
+    checks
+}
+
+/// Looks at free space and figures once a second, and says whether the node is ready.
+fn watch_node(
+    stores: &Stores,
+    space: &Arc<Space>,
+    directory: &DataDirectory,
+    ready: &watch::Sender<bool>,
+    tasks: &mut TaskSet,
+) {
+    let registry = Arc::clone(&stores.registry);
+    let (space, path, ready) = (
+        Arc::clone(space),
+        directory.path().to_path_buf(),
+        ready.clone(),
+    );
+    tasks.spawn("watch", move |stop: CancellationToken| async move {
+        let mut ticks = interval(WATCH_INTERVAL);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let looked = path.clone();
+            let free = offload(move || DiskFiles.free_bytes(&looked)).await?;
+            space.found(free);
+            metrics::free_space(free);
+            push_group_figures(&registry);
+            metrics::upkeep();
+            ready.send_if_modified(|ready| {
+                let now = registry
+                    .groups()
+                    .iter()
+                    .all(|group| group.view().leader.is_some());
+                std::mem::replace(ready, now) != now
+            });
+        }
+        TaskResult::Ok(())
+    });
+}
+
+fn push_group_figures(registry: &Registry) {
+    let views: Vec<_> = registry.groups().iter().map(raft::Group::view).collect();
+    let count = |role: &str| views.iter().filter(|view| view.role == role).count();
+    metrics::groups(views.len(), count("leader"), count("failed"));
+    let lag = views
+        .iter()
+        .map(|view| view.last_index.saturating_sub(view.applied_index))
+        .max();
+    metrics::apply_lag(lag.unwrap_or(0));
+}
+
+/// Asks another voter to lead each group that this node leads, and waits until it does.
+async fn hand_over(registry: &Registry) {
+    let handed = registry.groups().into_iter().map(|group| async move {
+        let mut leadership = group.leadership();
+        // Alone in its group, it has nobody to hand over to.
+        if matches!(*leadership.borrow(), Leadership::Leading { .. })
+            && group.transfer_leader(None).await.is_ok()
+        {
+            let gone = leadership.wait_for(|now| !matches!(now, Leadership::Leading { .. }));
+            let _ = timeout(HANDOVER_MAX, gone).await;
+        }
+    });
+    futures::future::join_all(handed).await;
 }

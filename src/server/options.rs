@@ -478,7 +478,8 @@ impl FromStr for Bytes {
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut units = UNITS.iter().rev();
-        let fitting = units.find(|(_, size)| *size > 1 && self.0 > 0 && self.0 % size == 0);
+        let fitting =
+            units.find(|(_, size)| *size > 1 && self.0 > 0 && self.0.is_multiple_of(*size));
         match fitting {
             Some((name, size)) => write!(f, "{}{name}", self.0 / size),
             None => write!(f, "{}", self.0),

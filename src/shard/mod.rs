@@ -17,6 +17,8 @@ pub mod read;
 pub mod walk;
 pub mod snapshot;
 pub mod machine;
+#[cfg(test)]
+mod tests;
 
 pub use command::Command;
 pub use machine::Seed;

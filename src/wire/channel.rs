@@ -414,7 +414,8 @@ impl Outgoing {
                 let request = v1::ReadPositionRequest { group };
                 let response = self.transport().read_position(self.wrap(request)).await?;
                 let position = response.into_inner().position;
-                Ok(Response::ReadPosition(position.map(convert::position_of)))
+                let position = crate::wire::convert::required("position", position)?;
+                Ok(Response::ReadPosition(convert::position_of(position)))
             }
             Request::Vote(route, vote) => {
                 let request = convert::vote_request_out(route, vote);

@@ -151,7 +151,7 @@ impl Transport for TransportDoor {
         let group = group_of(request.get_ref().group);
         match self.ask(entered, NodeRequest::ReadPosition(group)).await? {
             NodeResponse::ReadPosition(position) => {
-                let position = position.map(convert::position_out);
+                let position = Some(convert::position_out(position));
                 Ok(Response::new(v1::ReadPositionResponse { position }))
             }
             other => Err(refused(unexpected(&other))),

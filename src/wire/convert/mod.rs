@@ -4,6 +4,8 @@
 pub mod kv;
 pub mod cluster;
 pub mod transport;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
@@ -44,7 +46,7 @@ fn node_of(number: u64) -> Option<NodeId> {
     (number != 0).then_some(NodeId(number))
 }
 
-fn required<T>(field: &str, value: Option<T>) -> Result<T> {
+pub(super) fn required<T>(field: &str, value: Option<T>) -> Result<T> {
     value.ok_or_else(|| Error::invalid(field, "it is not set"))
 }
 

@@ -1,0 +1,110 @@
+//! Read positions for linearizable reads, shared: however many readers wait, one round trip serves them
+//! all.
+//!
+//! A reader must see every write acknowledged before it asked. So a round that has begun serves nobody
+//! who comes later; those wait for the next one. On a follower the round is a call to the leader, whose
+//! own rounds are shared again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::error::Error;
+use crate::error::Result;
+use crate::raft::Group;
+use crate::raft::Leadership;
+use crate::types::Position;
+use crate::types::shard::Replica;
+use crate::wire::request::Call;
+use crate::wire::request::Channel;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+
+/// Full: the reader is answered Overloaded.
+const READERS_WAITING_MAX: usize = 16_384;
+/// How long one round may take before its readers are told to try again.
+const ROUND_MAX: Duration = Duration::from_secs(1);
+
+type Reader = oneshot::Sender<Result<Position>>;
+
+/// Asks for read positions. Cloning shares the rounds.
+#[derive(Clone)]
+pub struct Barrier {
+    readers: mpsc::Sender<Reader>,
+}
+
+impl Barrier {
+    /// The barrier of a group, and the task that serves it; it ends when the last barrier is dropped.
+    pub fn new(
+        group: Group,
+        channel: Arc<dyn Channel>,
+    ) -> (Barrier, impl Future<Output = ()> + Send) {
+        let (readers, waiting) = mpsc::channel(READERS_WAITING_MAX);
+        (Barrier { readers }, serve(group, channel, waiting))
+    }
+
+    /// A position that, once applied, shows every write acknowledged before the call. Cancel-safe.
+    pub async fn position(&self) -> Result<Position> {
+        let (reader, position) = oneshot::channel();
+        self.readers
+            .try_send(reader)
+            .map_err(|_| Error::Overloaded {
+                queue: "readers waiting for the leader".to_string(),
+                retry_after: Duration::from_millis(100),
+            })?;
+        position
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable("the node", "it is stopping")))
+    }
+}
+
+async fn serve(group: Group, channel: Arc<dyn Channel>, mut waiting: mpsc::Receiver<Reader>) {
+    let mut readers = Vec::new();
+    while waiting.recv_many(&mut readers, READERS_WAITING_MAX).await > 0 {
+        let position = match timeout(ROUND_MAX, round(&group, &channel)).await {
+            Ok(position) => position,
+            Err(_) => Err(Error::unavailable(group.id(), "its leader does not answer")),
+        };
+        for reader in readers.drain(..) {
+            // A reader that has gone needs no answer.
+            let _ = reader.send(position.clone());
+        }
+    }
+}
+
+async fn round(group: &Group, channel: &Arc<dyn Channel>) -> Result<Position> {
+    let leadership = *group.leadership().borrow();
+    match leadership {
+        Leadership::Leading { .. } => group.read_position().await,
+        Leadership::Following {
+            leader: Some(leader),
+        } => ask(group, channel, leader).await,
+        Leadership::Following { leader: None } => Err(Error::NotLeader {
+            group: group.id(),
+            leader: None,
+        }),
+        Leadership::Failed => Err(Error::unavailable(
+            group.id(),
+            "its replica here has failed",
+        )),
+    }
+}
+
+async fn ask(group: &Group, channel: &Arc<dyn Channel>, leader: Replica) -> Result<Position> {
+    let request = Request::ReadPosition(group.id());
+    let call = Call {
+        request,
+        deadline: ROUND_MAX,
+        forwarded: true,
+        cluster: None,
+    };
+    match channel.node(leader.node).call(call).await? {
+        Response::ReadPosition(position) => Ok(position),
+        other => Err(Error::Internal(format!(
+            "asked for a read position, got {other:?}"
+        ))),
+    }
+}

@@ -1,0 +1,38 @@
+//! Collects versions and outcomes that no reader may ask for any more, in small portions between the
+//! entries that are applied.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::env::tasks::TaskResult;
+use crate::env::tasks::offload;
+use crate::node::registry::Registry;
+use crate::raft::Group;
+
+/// Between two rounds over all replicas.
+const ROUND: Duration = Duration::from_secs(1);
+/// Portions of one replica in one round: the rest waits, so that one replica does not hold up others.
+const PORTIONS_MAX: usize = 64;
+
+/// Runs until `stop`. A failure ends the node, since the engine is poisoned then.
+pub async fn run(registry: Arc<Registry>, stop: CancellationToken) -> TaskResult {
+    while stop.run_until_cancelled(sleep(ROUND)).await.is_some() {
+        for group in registry.groups() {
+            collect(group).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn collect(group: Group) -> TaskResult {
+    for _ in 0..PORTIONS_MAX {
+        let owned = group.clone();
+        if !offload(move || owned.collect()).await? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

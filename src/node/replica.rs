@@ -1,0 +1,207 @@
+//! One shard's replica on this node, as requests see it: writes go to its proposer, linearizable reads
+//! through its barrier, follower reads straight to what is applied.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+
+use crate::env::clock::Clock;
+use crate::env::tasks::TaskSet;
+use crate::env::tasks::offload;
+use crate::error::Error;
+use crate::error::Result;
+use crate::node::barrier::Barrier;
+use crate::node::proposer::Pending;
+use crate::node::proposer::Proposer;
+use crate::node::proposer::WRITES_WAITING_MAX;
+use crate::raft::Group;
+use crate::raft::Leadership;
+use crate::shard::ReadError;
+use crate::shard::ShardReader;
+use crate::types::Position;
+use crate::types::Timestamp;
+use crate::types::request::Answered;
+use crate::types::request::ReadKind;
+use crate::types::request::Versioned;
+use crate::types::request::Write;
+use crate::types::request::WriteOutcome;
+use crate::wire::request::BatchGet;
+use crate::wire::request::Channel;
+use crate::wire::request::Get;
+use crate::wire::request::Page;
+use crate::wire::request::Scan;
+
+/// Cloning shares the replica.
+#[derive(Clone)]
+pub struct Replica {
+    group: Group,
+    reader: ShardReader,
+    clock: Clock,
+    writes: mpsc::Sender<Pending>,
+    barrier: Barrier,
+}
+
+impl Replica {
+    /// Starts the tasks of a shard's replica in `tasks`.
+    pub fn start(
+        group: Group,
+        reader: ShardReader,
+        clock: Clock,
+        channel: Arc<dyn Channel>,
+        tasks: &mut TaskSet,
+    ) -> Replica {
+        let (writes, waiting) = mpsc::channel(WRITES_WAITING_MAX);
+        let proposer = Proposer::new(group.clone(), reader.clone(), clock.clone(), waiting);
+        let (barrier, rounds) = Barrier::new(group.clone(), channel);
+        tasks.spawn(format!("proposer of {}", group.id()), |stop| async move {
+            stop.run_until_cancelled(proposer.run()).await;
+            Ok(())
+        });
+        tasks.spawn(format!("barrier of {}", group.id()), |stop| async move {
+            stop.run_until_cancelled(rounds).await;
+            Ok(())
+        });
+        Replica {
+            group,
+            reader,
+            clock,
+            writes,
+            barrier,
+        }
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// What it has applied.
+    pub fn reader(&self) -> &ShardReader {
+        &self.reader
+    }
+
+    /// Writes, if this replica leads. Not cancel-safe: a dropped call may have happened.
+    pub async fn write(&self, write: Write) -> Result<(WriteOutcome, Answered)> {
+        let request = write.id;
+        let (outcome, answer) = oneshot::channel();
+        self.writes
+            .try_send(Pending { write, outcome })
+            .map_err(|_| Error::Overloaded {
+                queue: "writes waiting to be proposed".to_string(),
+                retry_after: Duration::from_millis(100),
+            })?;
+        let lost = || Error::Unknown {
+            request,
+            reason: "the node is stopping".to_string(),
+        };
+        match answer.await.map_err(|_| lost())?? {
+            WriteOutcome::StaleEpoch => Err(Error::StaleEpoch {
+                group: self.group.id(),
+            }),
+            WriteOutcome::StaleStamp => Err(Error::unavailable(
+                self.group.id(),
+                "its leader has changed",
+            )),
+            WriteOutcome::ClockAhead { wait_ms } => Err(Error::ClockAhead {
+                wait: Duration::from_millis(wait_ms),
+            }),
+            WriteOutcome::TooLateToKnow { retry_window_ms } => {
+                let retry_window = Duration::from_millis(retry_window_ms);
+                Err(Error::TooLateToKnow {
+                    request,
+                    retry_window,
+                })
+            }
+            outcome @ (WriteOutcome::Done { .. } | WriteOutcome::ConditionFailed { .. }) => {
+                Ok((outcome, self.answered(self.reader.last_stamp())))
+            }
+        }
+    }
+
+    /// The newest version of a key.
+    pub async fn get(&self, get: Get) -> Result<(Option<Versioned>, Answered)> {
+        self.ready(get.read).await?;
+        let read = self
+            .reader
+            .get(&get.key, None)
+            .map_err(|error| self.refused(error))?;
+        Ok((read.value.into_option(), self.answered(read.as_of)))
+    }
+
+    /// The newest versions of several keys, as of one moment.
+    pub async fn batch_get(&self, get: BatchGet) -> Result<(Vec<Option<Versioned>>, Answered)> {
+        self.ready(get.read).await?;
+        let reader = self.reader.clone();
+        let read = offload(move || reader.get_many(&get.keys, None)).await;
+        let read = read.map_err(|error| self.refused(error))?;
+        Ok((read.value, self.answered(read.as_of)))
+    }
+
+    /// A portion of a range. Without `as_of` it begins a new cut.
+    pub async fn scan(&self, scan: Scan) -> Result<Page> {
+        match scan.as_of {
+            // A cut may be read wherever its moment has been applied.
+            Some(as_of) if self.reader.last_stamp() >= as_of => {}
+            Some(_) | None => self.ready(scan.read).await?,
+        }
+        let reader = self.reader.clone();
+        let read = offload(move || reader.scan(&scan))
+            .await
+            .map_err(|error| self.refused(error))?;
+        let answered = self.answered(read.as_of);
+        Ok(Page {
+            items: read.value.items,
+            rest: read.value.rest,
+            as_of: read.as_of,
+            answered,
+        })
+    }
+
+    /// For followers: from which position on their reads are linearizable. Refused unless this leads.
+    pub async fn read_position(&self) -> Result<Position> {
+        let leadership = *self.group.leadership().borrow();
+        match leadership {
+            Leadership::Leading { .. } => self.barrier.position().await,
+            Leadership::Following { leader } => Err(Error::NotLeader {
+                group: self.group.id(),
+                leader: leader.map(|leader| leader.node),
+            }),
+            Leadership::Failed => Err(Error::unavailable(
+                self.group.id(),
+                "its replica here has failed",
+            )),
+        }
+    }
+
+    async fn ready(&self, read: ReadKind) -> Result<()> {
+        match read {
+            ReadKind::Linearizable => {
+                let position = self.barrier.position().await?;
+                self.group.wait_applied(position).await;
+                Ok(())
+            }
+            ReadKind::Follower => Ok(()),
+        }
+    }
+
+    fn refused(&self, error: ReadError) -> Error {
+        error.into_error(self.group.id())
+    }
+
+    fn answered(&self, as_of: Timestamp) -> Answered {
+        let row = self.reader.row();
+        let wall = Timestamp::from_wall(self.clock.wall_ms());
+        Answered {
+            shard: row.descriptor.id,
+            replica: self.group.replica(),
+            leader: matches!(
+                *self.group.leadership().borrow(),
+                Leadership::Leading { .. }
+            ),
+            timestamp: wall.max(row.last_stamp),
+            as_of,
+        }
+    }
+}

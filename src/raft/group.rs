@@ -1,0 +1,684 @@
+//! One replica's membership in one group: opened, watched, reopened, asked and stopped.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::RwLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::ClientWriteError;
+use openraft::errors::Fatal;
+use openraft::errors::ForwardToLeader;
+use openraft::errors::LinearizableReadError;
+use openraft::errors::RaftError;
+use openraft::impls::ProgressResponder;
+use openraft::raft::AppendEntriesResponse;
+use openraft::raft::StreamAppendError;
+use openraft::raft::StreamAppendResult;
+use openraft::raft::TransferLeaderRequest;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::error;
+use tracing::info;
+use tracing::warn;
+
+use crate::env::tasks::offload;
+use crate::error::Error;
+use crate::error::Result;
+use crate::machine::Applied;
+use crate::machine::MachineError;
+use crate::machine::SnapshotSink;
+use crate::machine::StateMachine;
+use crate::raft::config::Command;
+use crate::raft::config::Options;
+use crate::raft::config::Raft;
+use crate::raft::config::Snapshot;
+use crate::raft::config::TypeConfig;
+use crate::raft::convert;
+use crate::raft::log_store::LogStore;
+use crate::raft::network::Network;
+use crate::raft::state_machine::Fail;
+use crate::raft::state_machine::Flush;
+use crate::raft::state_machine::Hosted;
+use crate::raft::state_machine::SnapshotData;
+use crate::types::GroupId;
+use crate::types::NodeId;
+use crate::types::Position;
+use crate::types::ReplicaId;
+use crate::types::RequestId;
+use crate::types::log::Vote;
+use crate::types::shard::Replica;
+use crate::wal::ReplicaLog;
+use crate::wire::request::AppendRequest;
+use crate::wire::request::AppendResponse;
+use crate::wire::request::Channel;
+use crate::wire::request::SnapshotHeader;
+use crate::wire::request::TakeLead;
+use crate::wire::request::VoteRequest;
+use crate::wire::request::VoteResponse;
+
+/// How often a group is reopened within [`REOPEN_WINDOW`] before it is left alone and said to have failed.
+const REOPENS_MAX: usize = 3;
+const REOPEN_WINDOW: Duration = Duration::from_secs(600);
+
+/// What a group is opened with.
+pub struct Opening {
+    /// The group.
+    pub group: GroupId,
+    /// The replica, which is Raft's node.
+    pub replica: ReplicaId,
+    /// Its log.
+    pub log: ReplicaLog,
+    /// Its state.
+    pub machine: Box<dyn StateMachine>,
+    /// The way to the others.
+    pub channel: Arc<dyn Channel>,
+    /// Flushes the engine.
+    pub flush: Flush,
+    /// Ends the process.
+    pub fail: Fail,
+    /// Settings.
+    pub options: Options,
+}
+
+/// Who leads, as far as this replica knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leadership {
+    /// This replica, in this term. What it proposes may still be refused.
+    Leading {
+        /// The term.
+        term: u64,
+    },
+    /// Another replica, or nobody known.
+    Following {
+        /// The leader.
+        leader: Option<Replica>,
+    },
+    /// The group was reopened too often, and is left alone until the node starts again.
+    Failed,
+}
+
+/// What a group's status line shows.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// `leader`, `follower`, `candidate`, `learner`, `failed`.
+    pub role: &'static str,
+    /// The leader, if known.
+    pub leader: Option<Replica>,
+    /// The term.
+    pub term: u64,
+    /// End of the log.
+    pub last_index: u64,
+    /// What is applied.
+    pub applied_index: u64,
+    /// What is purged.
+    pub purged_index: u64,
+    /// All replicas, voters and learners.
+    pub replicas: Vec<Replica>,
+}
+
+/// One replica in one group. Cloning shares it.
+#[derive(Clone)]
+pub struct Group {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    group: GroupId,
+    replica: ReplicaId,
+    log: ReplicaLog,
+    hosted: Arc<Hosted>,
+    network: Network,
+    config: Arc<openraft::Config>,
+    entries_kept: u64,
+    /// Replaced when the group is reopened.
+    raft: RwLock<Raft>,
+    leadership: watch::Sender<Leadership>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Group {
+    /// Opens the group on its store and watches over it until [`Group::stop`].
+    pub async fn open(opening: Opening) -> Result<Group> {
+        let config = opening
+            .options
+            .build(opening.group.to_string())
+            .map_err(Error::Internal)?;
+        let network = Network {
+            group: opening.group,
+            from: opening.replica,
+            channel: opening.channel,
+        };
+        let hosted = Hosted::new(opening.machine, opening.flush, opening.fail);
+        let raft = start(opening.replica, &config, &network, &opening.log, &hosted).await?;
+        let inner = Arc::new(Inner {
+            group: opening.group,
+            replica: opening.replica,
+            log: opening.log,
+            hosted,
+            network,
+            config,
+            entries_kept: opening.options.entries_kept,
+            raft: RwLock::new(raft),
+            leadership: watch::Sender::new(Leadership::Following { leader: None }),
+            supervisor: Mutex::new(None),
+        });
+        let supervisor = tokio::spawn(Arc::clone(&inner).supervise());
+        *inner
+            .supervisor
+            .lock()
+            .expect("nothing panics under this lock") = Some(supervisor);
+        Ok(Group { inner })
+    }
+
+    /// The group's id.
+    pub fn id(&self) -> GroupId {
+        self.inner.group
+    }
+
+    /// The replica's id.
+    pub fn replica(&self) -> ReplicaId {
+        self.inner.replica
+    }
+
+    /// Who leads, and each change of it.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.subscribe()
+    }
+
+    /// How far the replica has applied, and each change of it.
+    pub fn applied(&self) -> watch::Receiver<Option<Position>> {
+        self.inner.hosted.applied()
+    }
+
+    /// Puts a command behind those proposed before it, if this replica still leads in `term`. Waits
+    /// while the core's queue is full. The future returned gives the machine's answer; dropping it does
+    /// not take the command back. Not cancel-safe: a dropped call may have proposed.
+    ///
+    /// Errors: `NotLeader` when it was certainly not appended; `Unknown` otherwise, with a request id of
+    /// zeros that the caller replaces.
+    pub async fn propose(
+        &self,
+        term: u64,
+        command: Bytes,
+    ) -> Result<BoxFuture<'static, Result<Bytes>>> {
+        let (responder, answer) = ProgressResponder::complete_only();
+        let raft = self.inner.raft();
+        let sent = raft
+            .write(Command(command))
+            .with_leader(term)
+            .responder(responder)
+            .await;
+        sent.map_err(|fatal| self.inner.stopped(&fatal))?;
+        let inner = Arc::clone(&self.inner);
+        Ok(async move {
+            match answer.await {
+                Ok(Ok(response)) => Ok(response.data),
+                Ok(Err(error)) => Err(inner.write_error(error)),
+                Err(_) => Err(unknown("the group stopped")),
+            }
+        }
+        .boxed())
+    }
+
+    /// A position that, once applied, shows every write acknowledged before the call (ReadIndex;
+    /// Ongaro's thesis, section 6.4). One round trip to a quorum. Cancel-safe. For the leader only.
+    pub async fn read_position(&self) -> Result<Position> {
+        let raft = self.inner.raft();
+        match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(convert::to_position(linearizer.read_log_id().log_id())),
+            Err(RaftError::Fatal(fatal)) => Err(self.inner.stopped(&fatal)),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(self.inner.not_leader(&forward))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(
+                Error::unavailable(self.inner.group, "its leader reaches no quorum"),
+            ),
+        }
+    }
+
+    /// Returns when the replica has applied `position`. Cancel-safe.
+    pub async fn wait_applied(&self, position: Position) {
+        let mut applied = self.applied();
+        let reached = applied
+            .wait_for(|applied| applied.is_some_and(|at| at.index >= position.index))
+            .await;
+        reached.map(|_| ()).expect("the sender lives in the group");
+    }
+
+    /// Tells the group what a flush of the engine covers, read before the flush began, and lets it purge
+    /// its log behind that.
+    pub async fn checkpointed(&self, applied: Applied) {
+        let Some(position) = applied.position else {
+            return;
+        };
+        self.inner.hosted.checkpointed(applied);
+        let raft = self.inner.raft();
+        let upto = position.index.saturating_sub(self.inner.entries_kept);
+        let purged = self
+            .inner
+            .log
+            .state()
+            .purged
+            .map_or(0, |purged| purged.index);
+        // Both fail only if the group has stopped, which its supervisor sees.
+        let _ = raft.trigger().snapshot().await;
+        if upto > purged {
+            let _ = raft.trigger().purge_log(upto).await;
+        }
+    }
+
+    /// How far the machine has come; what a checkpoint reads before it flushes.
+    pub fn machine_applied(&self) -> Applied {
+        self.inner.hosted.machine().applied()
+    }
+
+    /// Removes a portion of what no reader may ask for any more; true when there may be more. Blocks.
+    pub fn collect(&self) -> Result<bool, MachineError> {
+        self.inner.hosted.on_machine(|machine| machine.collect())
+    }
+
+    /// Hands the leadership to the replica on `node`, or to the most up-to-date voter. Returns when it has
+    /// been asked, not when it has happened.
+    pub async fn transfer_leader(&self, node: Option<NodeId>) -> Result<()> {
+        let raft = self.inner.raft();
+        let metrics = raft.metrics().borrow_watched().clone();
+        let Some(replication) = metrics.replication else {
+            return Err(Error::NotLeader {
+                group: self.inner.group,
+                leader: self.leader_node(),
+            });
+        };
+        let membership = metrics.membership_config.membership().clone();
+        let voters = membership
+            .voter_ids()
+            .filter(|voter| *voter != self.inner.replica);
+        let candidates =
+            voters.filter(|voter| node.is_none() || membership.get_node(voter).copied() == node);
+        let best = candidates.max_by_key(|voter| replication.get(voter).copied().flatten());
+        let Some(best) = best else {
+            let reason = match node {
+                Some(node) => format!("{node} has no other voter of {}", self.inner.group),
+                None => format!("{} has no other voter", self.inner.group),
+            };
+            return Err(Error::invalid("to", reason));
+        };
+        raft.trigger()
+            .transfer_leader(best)
+            .await
+            .map_err(|fatal| self.inner.stopped(&fatal))
+    }
+
+    fn leader_node(&self) -> Option<NodeId> {
+        match *self.inner.leadership.borrow() {
+            Leadership::Following { leader } => leader.map(|leader| leader.node),
+            Leadership::Leading { .. } | Leadership::Failed => None,
+        }
+    }
+
+    /// What a status line shows.
+    pub fn view(&self) -> View {
+        let raft = self.inner.raft();
+        let metrics = raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let failed = *self.inner.leadership.borrow() == Leadership::Failed;
+        View {
+            role: if failed {
+                "failed"
+            } else {
+                role(metrics.state)
+            },
+            leader: self.inner.locate(metrics.current_leader),
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: self
+                .inner
+                .hosted
+                .applied()
+                .borrow()
+                .map_or(0, |position| position.index),
+            purged_index: self
+                .inner
+                .log
+                .state()
+                .purged
+                .map_or(0, |position| position.index),
+            replicas: membership
+                .nodes()
+                .map(|(id, node)| Replica {
+                    id: *id,
+                    node: *node,
+                })
+                .collect(),
+        }
+    }
+
+    /// Answers a candidate.
+    pub async fn vote(&self, request: VoteRequest) -> Result<VoteResponse> {
+        let raft = self.inner.raft();
+        let rpc = openraft::raft::VoteRequest {
+            vote: convert::to_raft_vote(request.vote),
+            last_log_id: request.last.map(convert::to_log_id),
+            leadership_transfer: request.leadership_transfer,
+        };
+        let answer = if request.pre_vote {
+            raft.pre_vote(rpc).await
+        } else {
+            raft.vote(rpc).await
+        };
+        let answer = answer.map_err(|error| self.inner.raft_error(&error))?;
+        Ok(VoteResponse {
+            vote: convert::to_vote(&answer.vote),
+            last: answer.last_log_id.as_ref().map(convert::to_position),
+            granted: answer.vote_granted,
+        })
+    }
+
+    /// Takes one append outside the pipeline.
+    pub async fn append(&self, request: AppendRequest) -> Result<AppendResponse> {
+        let last = request
+            .entries
+            .last()
+            .map(|entry| entry.position)
+            .or(request.previous);
+        let previous = request.previous;
+        let rpc =
+            convert::to_raft_append(request).map_err(|error| Error::Internal(error.to_string()))?;
+        let answer = self.inner.raft().append_entries(rpc).await;
+        Ok(
+            match answer.map_err(|error| self.inner.raft_error(&error))? {
+                AppendEntriesResponse::Success => AppendResponse::Matched(last),
+                AppendEntriesResponse::PartialSuccess(upto) => {
+                    AppendResponse::Matched(upto.as_ref().map(convert::to_position))
+                }
+                AppendEntriesResponse::Conflict => {
+                    AppendResponse::Conflict(previous.unwrap_or_default())
+                }
+                AppendEntriesResponse::HigherVote(vote) => {
+                    AppendResponse::HigherVote(convert::to_vote(&vote))
+                }
+            },
+        )
+    }
+
+    /// Takes a pipeline of appends; the answers come in their order, the first error ends it.
+    pub fn append_stream(
+        &self,
+        requests: BoxStream<'static, AppendRequest>,
+    ) -> BoxStream<'static, Result<AppendResponse>> {
+        // A request that cannot be decoded ends the stream; the leader starts another.
+        let requests = requests
+            .map(convert::to_raft_append)
+            .take_while(|rpc| futures::future::ready(rpc.is_ok()));
+        let requests = requests.filter_map(|rpc| futures::future::ready(rpc.ok()));
+        let inner = Arc::clone(&self.inner);
+        let answers = self.inner.raft().stream_append(requests);
+        answers
+            .map(move |answer| {
+                answer
+                    .map(to_append_response)
+                    .map_err(|fatal| inner.stopped(&fatal))
+            })
+            .boxed()
+    }
+
+    /// Takes a snapshot and installs it; answers with the replica's vote.
+    pub async fn install(
+        &self,
+        header: SnapshotHeader,
+        mut chunks: BoxStream<'static, Result<Bytes>>,
+    ) -> Result<Vote> {
+        let machine_error =
+            |error: MachineError| Error::Internal(format!("receive a snapshot: {error}"));
+        let hosted = Arc::clone(&self.inner.hosted);
+        let mut sink: Box<dyn SnapshotSink> = offload(move || hosted.receiver().begin())
+            .await
+            .map_err(machine_error)?;
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk?;
+            let (taken, back) = offload(move || (sink.chunk(chunk), sink)).await;
+            taken.map_err(machine_error)?;
+            sink = back;
+        }
+        let received = offload(move || sink.finish())
+            .await
+            .map_err(machine_error)?;
+        let applied = Applied {
+            position: header.position,
+            membership_position: header.membership_position,
+            membership: header.membership,
+        };
+        let meta = convert::to_meta(&applied).map_err(machine_error)?;
+        let snapshot = Snapshot {
+            meta,
+            snapshot: SnapshotData::Received(received),
+        };
+        let vote = convert::to_raft_vote(header.vote);
+        let answer = self
+            .inner
+            .raft()
+            .install_full_snapshot(vote, snapshot)
+            .await;
+        answer
+            .map(|answer| convert::to_vote(&answer.vote))
+            .map_err(|fatal| self.inner.stopped(&fatal))
+    }
+
+    /// The leader asks this replica to lead. False when it cannot yet.
+    pub async fn take_lead(&self, take: TakeLead) -> Result<bool> {
+        let vote = convert::to_raft_vote(take.vote);
+        let request = TransferLeaderRequest::new(vote, take.to, take.last.map(convert::to_log_id));
+        let answer = self.inner.raft().handle_transfer_leader(request).await;
+        answer
+            .map(|taken| taken.is_ok())
+            .map_err(|fatal| self.inner.stopped(&fatal))
+    }
+
+    /// Stops the replica; its store stays. Queued log writes have ended when it returns.
+    pub async fn stop(&self) {
+        let supervisor = self
+            .inner
+            .supervisor
+            .lock()
+            .expect("nothing panics under this lock")
+            .take();
+        if let Some(supervisor) = supervisor {
+            supervisor.abort();
+        }
+        let raft = self.inner.raft();
+        if let Err(error) = raft.shutdown().await {
+            warn!(group = %self.inner.group, %error, "the group's core did not end by itself");
+        }
+        self.inner.log.drained().await;
+    }
+}
+
+async fn start(
+    replica: ReplicaId,
+    config: &Arc<openraft::Config>,
+    network: &Network,
+    log: &ReplicaLog,
+    hosted: &Arc<Hosted>,
+) -> Result<Raft> {
+    let applier = Arc::clone(hosted).applier(log.clone()).await;
+    let opened = Raft::new(
+        replica,
+        Arc::clone(config),
+        network.clone(),
+        LogStore::new(log.clone()),
+        applier,
+    )
+    .await;
+    opened.map_err(|fatal| Error::Internal(format!("open {} as {replica}: {fatal}", network.group)))
+}
+
+fn role(state: openraft::ServerState) -> &'static str {
+    match state {
+        openraft::ServerState::Leader => "leader",
+        openraft::ServerState::Follower => "follower",
+        openraft::ServerState::Candidate => "candidate",
+        openraft::ServerState::Learner => "learner",
+        openraft::ServerState::Shutdown => "failed",
+    }
+}
+
+fn to_append_response(result: StreamAppendResult<TypeConfig>) -> AppendResponse {
+    match result {
+        Ok(position) => AppendResponse::Matched(position.as_ref().map(convert::to_position)),
+        Err(StreamAppendError::Conflict(log_id)) => {
+            AppendResponse::Conflict(convert::to_position(&log_id))
+        }
+        Err(StreamAppendError::HigherVote(vote)) => {
+            AppendResponse::HigherVote(convert::to_vote(&vote))
+        }
+    }
+}
+
+fn unknown(reason: &str) -> Error {
+    Error::Unknown {
+        request: RequestId::default(),
+        reason: reason.to_string(),
+    }
+}
+
+impl Inner {
+    fn raft(&self) -> Raft {
+        self.raft
+            .read()
+            .expect("nothing panics under this lock")
+            .clone()
+    }
+
+    fn stopped(&self, fatal: &Fatal<TypeConfig>) -> Error {
+        Error::unavailable(
+            self.group,
+            format!("{} is being reopened: {fatal}", self.replica),
+        )
+    }
+
+    fn raft_error(&self, error: &RaftError<TypeConfig>) -> Error {
+        match error {
+            RaftError::APIError(never) => match *never {},
+            RaftError::Fatal(fatal) => self.stopped(fatal),
+        }
+    }
+
+    fn not_leader(&self, forward: &ForwardToLeader<TypeConfig>) -> Error {
+        Error::NotLeader {
+            group: self.group,
+            leader: forward.leader_node,
+        }
+    }
+
+    fn write_error(&self, error: ClientWriteError<TypeConfig>) -> Error {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) => self.not_leader(&forward),
+            // The entry may be committed by another leader.
+            ClientWriteError::LogEntryDiscarded(_) => unknown("the leader changed"),
+            ClientWriteError::ChangeMembershipError(_)
+            | ClientWriteError::PreconditionFailed(_) => Error::Internal(format!(
+                "a command was taken for a membership change: {error}"
+            )),
+        }
+    }
+
+    fn locate(&self, replica: Option<ReplicaId>) -> Option<Replica> {
+        let raft = self.raft();
+        let id = replica?;
+        let metrics = raft.metrics();
+        let node = metrics
+            .borrow_watched()
+            .membership_config
+            .membership()
+            .get_node(&id)
+            .copied()?;
+        Some(Replica { id, node })
+    }
+
+    /// Follows the library's state; reopens the group when the library has failed.
+    async fn supervise(self: Arc<Self>) {
+        let mut reopened: Vec<Instant> = Vec::new();
+        loop {
+            let why = self.follow().await;
+            self.leadership
+                .send_replace(Leadership::Following { leader: None });
+            reopened.retain(|at| at.elapsed() < REOPEN_WINDOW);
+            if reopened.len() >= REOPENS_MAX {
+                error!(group = %self.group, replica = %self.replica, %why, "group failed too often, left alone");
+                self.leadership.send_replace(Leadership::Failed);
+                return;
+            }
+            reopened.push(Instant::now());
+            warn!(group = %self.group, replica = %self.replica, %why, "group failed, reopening it");
+            if let Err(error) = self.reopen().await {
+                error!(group = %self.group, replica = %self.replica, %error, "group could not be reopened");
+                self.leadership.send_replace(Leadership::Failed);
+                return;
+            }
+        }
+    }
+
+    /// Publishes who leads until the library fails; returns why.
+    async fn follow(&self) -> String {
+        let mut metrics = self.raft().metrics();
+        loop {
+            let now = metrics.borrow_and_update().clone();
+            if let Err(fatal) = now.running_state {
+                return fatal.to_string();
+            }
+            let leads = now.state == openraft::ServerState::Leader
+                && now.current_leader == Some(self.replica);
+            let leadership = match leads {
+                true => Leadership::Leading {
+                    term: now.current_term,
+                },
+                false => Leadership::Following {
+                    leader: self.locate(now.current_leader),
+                },
+            };
+            self.leadership.send_if_modified(|known| {
+                let changed = *known != leadership;
+                if changed {
+                    info!(group = %self.group, replica = %self.replica, term = now.current_term, ?leadership, "leadership");
+                }
+                *known = leadership;
+                changed
+            });
+            if metrics.changed().await.is_err() {
+                return "its core has gone".to_string();
+            }
+        }
+    }
+
+    async fn reopen(&self) -> Result<()> {
+        let old = self.raft();
+        // Ends the apply worker, which holds the machine's turn until its last work is done.
+        let _ = old.shutdown().await;
+        self.log.drained().await;
+        let raft = start(
+            self.replica,
+            &self.config,
+            &self.network,
+            &self.log,
+            &self.hosted,
+        )
+        .await?;
+        *self.raft.write().expect("nothing panics under this lock") = raft;
+        Ok(())
+    }
+}
+
+/// Keeps the compiler honest: a group may be asked from any task.
+const _: fn() = || {
+    fn shared<T: Send + Sync + Clone>() {}
+    shared::<Group>();
+    fn sent<T: Send>(_: T) {}
+    let _ = |group: Group| sent(async move { group.read_position().await });
+};

@@ -1,0 +1,285 @@
+//! The library's network over [`Channel`]: one replica's messages to another.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream;
+use futures::stream::BoxStream;
+use openraft::OptionalSend;
+use openraft::errors::NetworkError;
+use openraft::errors::RPCError;
+use openraft::errors::ReplicationClosed;
+use openraft::errors::StreamingError;
+use openraft::errors::Unreachable;
+use openraft::network::RPCOption;
+use openraft::network::RaftNetworkFactory;
+use openraft::network::v2::RaftNetworkV2;
+use openraft::raft::AppendEntriesRequest;
+use openraft::raft::AppendEntriesResponse;
+use openraft::raft::SnapshotResponse;
+use openraft::raft::StreamAppendError;
+use openraft::raft::StreamAppendResult;
+use openraft::raft::TransferLeaderRequest;
+use openraft::raft::TransferLeaderResponse;
+use openraft::raft::VoteRequest;
+use openraft::raft::VoteResponse;
+
+use crate::env::tasks::offload;
+use crate::error::Error;
+use crate::machine::SnapshotSource;
+use crate::raft::config::RaftVote;
+use crate::raft::config::Snapshot;
+use crate::raft::config::TypeConfig;
+use crate::raft::convert;
+use crate::raft::state_machine::SnapshotData;
+use crate::types::GroupId;
+use crate::types::NodeId;
+use crate::types::ReplicaId;
+use crate::wire::request;
+use crate::wire::request::AppendResponse;
+use crate::wire::request::Call;
+use crate::wire::request::Channel;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+use crate::wire::request::Route;
+use crate::wire::request::Service;
+
+/// Makes the senders of one replica.
+#[derive(Clone)]
+pub(super) struct Network {
+    pub(super) group: GroupId,
+    pub(super) from: ReplicaId,
+    pub(super) channel: Arc<dyn Channel>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Sender;
+
+    async fn new_client(&mut self, target: ReplicaId, node: &NodeId) -> Sender {
+        let route = Route {
+            group: self.group,
+            from: self.from,
+            to: target,
+        };
+        Sender {
+            route,
+            service: self.channel.node(*node),
+        }
+    }
+}
+
+/// Sends one replica's messages to another. Which connection a message takes is the channel's matter:
+/// votes and heartbeats never wait behind entries or snapshots.
+pub(super) struct Sender {
+    route: Route,
+    service: Arc<dyn Service>,
+}
+
+impl Sender {
+    async fn call(
+        &self,
+        request: Request,
+        option: &RPCOption,
+    ) -> Result<Response, RPCError<TypeConfig>> {
+        let call = Call {
+            request,
+            deadline: option.soft_ttl(),
+            forwarded: false,
+            cluster: None,
+        };
+        self.service.call(call).await.map_err(to_rpc_error)
+    }
+
+    async fn ask_vote(
+        &self,
+        rpc: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = request::VoteRequest {
+            vote: convert::to_vote(&rpc.vote),
+            last: rpc.last_log_id.as_ref().map(convert::to_position),
+            leadership_transfer: rpc.leadership_transfer,
+            pre_vote,
+        };
+        match self
+            .call(Request::Vote(self.route, request), &option)
+            .await?
+        {
+            Response::Vote(answer) => Ok(VoteResponse {
+                vote: convert::to_raft_vote(answer.vote),
+                vote_granted: answer.granted,
+                last_log_id: answer.last.map(convert::to_log_id),
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Unreachable makes the library wait before it tries again; anything else is tried again at once.
+fn to_rpc_error(error: Error) -> RPCError<TypeConfig> {
+    match error {
+        Error::Timeout { .. } | Error::Unknown { .. } => {
+            RPCError::Network(NetworkError::from_string(error))
+        }
+        other => RPCError::Unreachable(Unreachable::from_string(other)),
+    }
+}
+
+fn unexpected(response: &Response) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(format!(
+        "answer of another kind: {response:?}"
+    )))
+}
+
+fn to_stream_result(answer: AppendResponse) -> StreamAppendResult<TypeConfig> {
+    match answer {
+        AppendResponse::Matched(position) => Ok(position.map(convert::to_log_id)),
+        AppendResponse::Conflict(position) => {
+            Err(StreamAppendError::Conflict(convert::to_log_id(position)))
+        }
+        AppendResponse::HigherVote(vote) => {
+            Err(StreamAppendError::HigherVote(convert::to_raft_vote(vote)))
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Sender {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = Request::Append(self.route, convert::to_append(rpc));
+        match self.call(request, &option).await? {
+            Response::Append(AppendResponse::Matched(position)) => Ok(
+                AppendEntriesResponse::PartialSuccess(position.map(convert::to_log_id)),
+            ),
+            Response::Append(AppendResponse::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
+            Response::Append(AppendResponse::HigherVote(vote)) => Ok(
+                AppendEntriesResponse::HigherVote(convert::to_raft_vote(vote)),
+            ),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
+    where
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>>
+            + OptionalSend
+            + Unpin
+            + 'static,
+    {
+        let answers = self
+            .service
+            .append(self.route, input.map(convert::to_append).boxed());
+        let answers = answers.map(|answer| answer.map(to_stream_result).map_err(to_rpc_error));
+        async move { Ok(answers.boxed()) }.boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_vote(rpc, false, option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_vote(rpc, true, option).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: RaftVote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let SnapshotData::Source(source) = snapshot.snapshot else {
+            return Err(ReplicationClosed::new("a snapshot without data is never sent").into());
+        };
+        let applied = convert::to_applied(&snapshot.meta);
+        let header = request::SnapshotHeader {
+            route: self.route,
+            vote: convert::to_vote(&vote),
+            position: applied.position,
+            membership_position: applied.membership_position,
+            membership: applied.membership,
+        };
+        let sent = self.service.snapshot(header, chunks(source));
+        let answer = tokio::select! {
+            biased;
+            closed = cancel => return Err(closed.into()),
+            answer = tokio::time::timeout(option.hard_ttl(), sent) => answer,
+        };
+        match answer {
+            Ok(Ok(vote)) => Ok(SnapshotResponse::new(convert::to_raft_vote(vote))),
+            Ok(Err(error)) => Err(to_rpc_error(error).into()),
+            Err(_) => Err(
+                RPCError::<TypeConfig>::Unreachable(Unreachable::from_string("snapshot timed out"))
+                    .into(),
+            ),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let take = request::TakeLead {
+            vote: convert::to_vote(req.from_leader()),
+            to: *req.to_node_id(),
+            last: req.last_log_id().map(convert::to_position),
+        };
+        match self
+            .call(Request::TakeLead(self.route, take), &option)
+            .await?
+        {
+            Response::TakeLead(true) => Ok(Ok(())),
+            // The library asks again only if the call itself failed.
+            Response::TakeLead(false) => {
+                Err(RPCError::Network(NetworkError::from_string("refused")))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Reads a snapshot's chunks, each on a thread that may block, as fast as they are taken.
+fn chunks(source: Box<dyn SnapshotSource>) -> BoxStream<'static, Result<Bytes, Error>> {
+    stream::unfold(Some(source), |source| async move {
+        let mut source = source?;
+        let (next, source) = offload(move || (source.next(), source)).await;
+        match next {
+            Ok(Some(chunk)) => Some((Ok(chunk), Some(source))),
+            Ok(None) => None,
+            Err(error) => Some((
+                Err(Error::Internal(format!("read a snapshot: {error}"))),
+                None,
+            )),
+        }
+    })
+    .boxed()
+}

@@ -1,0 +1,329 @@
+//! The library's state machine over [`StateMachine`]: hands it committed entries, in order, off the
+//! threads of the library's core.
+
+use std::any::Any;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+
+use bytes::Bytes;
+use futures::Stream;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use openraft::OptionalSend;
+use openraft::RaftSnapshotBuilder;
+use openraft::storage::ApplyResponder;
+use openraft::storage::EntryResponder;
+use openraft::storage::RaftStateMachine;
+use tokio::sync::OwnedMutexGuard;
+use tokio::sync::watch;
+
+use crate::env::tasks::offload;
+use crate::machine::Applied;
+use crate::machine::MachineError;
+use crate::machine::Received;
+use crate::machine::SnapshotReceiver;
+use crate::machine::SnapshotSource;
+use crate::machine::StateMachine;
+use crate::raft::config::LogId;
+use crate::raft::config::Snapshot;
+use crate::raft::config::SnapshotMeta;
+use crate::raft::config::StoredMembership;
+use crate::raft::config::TypeConfig;
+use crate::raft::convert;
+use crate::types::Position;
+use crate::types::log::LogEntry;
+use crate::wal::ReplicaLog;
+
+/// Flushes the node's engine; ends when everything applied before the call survives a power cut.
+pub type Flush = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Ends the process: the state machine of a replica panicked or failed. The library never looks at the
+/// task that applies, so nobody else would notice, and a machine that went wrong cannot be asked again.
+pub type Fail = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Entries and bytes that are handed to the machine at once.
+const APPLY_ENTRIES_MAX: usize = 512;
+const APPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// One replica's machine. It outlives the library's instances, of which a reopened group has several
+/// in turn.
+pub(super) struct Hosted {
+    machine: Mutex<Box<dyn StateMachine>>,
+    receiver: Box<dyn SnapshotReceiver>,
+    applied: watch::Sender<Option<Position>>,
+    /// What a flush is known to cover; the only thing that a snapshot is ever built of.
+    checkpointed: Mutex<Applied>,
+    flush: Flush,
+    fail: Fail,
+    /// Held by the one [`Applier`] that may touch the machine, and by what it has under way.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Hosted {
+    pub(super) fn new(machine: Box<dyn StateMachine>, flush: Flush, fail: Fail) -> Arc<Hosted> {
+        let applied = machine.applied();
+        Arc::new(Hosted {
+            receiver: machine.receiver(),
+            applied: watch::Sender::new(applied.position),
+            // The node flushes its engine before it opens a group.
+            checkpointed: Mutex::new(applied),
+            machine: Mutex::new(machine),
+            flush,
+            fail,
+            turn: Arc::default(),
+        })
+    }
+
+    pub(super) fn machine(&self) -> MutexGuard<'_, Box<dyn StateMachine>> {
+        self.machine
+            .lock()
+            .expect("a panic in the machine ends the process")
+    }
+
+    pub(super) fn receiver(&self) -> &dyn SnapshotReceiver {
+        self.receiver.as_ref()
+    }
+
+    pub(super) fn applied(&self) -> watch::Receiver<Option<Position>> {
+        self.applied.subscribe()
+    }
+
+    pub(super) fn checkpointed(&self, applied: Applied) {
+        let mut checkpointed = self
+            .checkpointed
+            .lock()
+            .expect("nothing panics under this lock");
+        // A snapshot may have been installed since the position was read.
+        if applied.position > checkpointed.position {
+            *checkpointed = applied;
+        }
+    }
+
+    /// Works on the machine, which stands still meanwhile. Blocks. A failure ends the process.
+    pub(super) fn on_machine<T>(
+        &self,
+        work: impl FnOnce(&mut dyn StateMachine) -> Result<T, MachineError>,
+    ) -> Result<T, MachineError> {
+        let mut machine = self.machine();
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(machine.as_mut())));
+        let outcome = outcome
+            .unwrap_or_else(|panic| Err(MachineError(format!("panic: {}", panic_text(&panic)))));
+        if let Err(error) = &outcome {
+            (self.fail)(error.to_string());
+        }
+        outcome
+    }
+
+    /// The library's face of the machine; waits until an earlier one has ended.
+    pub(super) async fn applier(self: Arc<Self>, log: ReplicaLog) -> Applier {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        Applier {
+            hosted: self,
+            log,
+            turn: Arc::new(turn),
+        }
+    }
+
+    /// Takes a snapshot that has never left this process. Blocks.
+    fn copy(&self, mut source: Box<dyn SnapshotSource>) -> Result<Received, MachineError> {
+        let mut sink = self.receiver.begin()?;
+        while let Some(chunk) = source.next()? {
+            sink.chunk(chunk)?;
+        }
+        sink.finish()
+    }
+
+    fn publish(&self, position: Option<Position>) {
+        self.applied
+            .send_if_modified(|applied| std::mem::replace(applied, position) != position);
+    }
+}
+
+fn panic_text(panic: &Box<dyn Any + Send>) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("of an unknown kind")
+}
+
+/// What a snapshot holds as the library passes it on.
+pub(super) enum SnapshotData {
+    /// Nothing: tells the library what is durable here. Never sent.
+    Checkpoint,
+    /// On its way out; read when it is sent.
+    Source(Box<dyn SnapshotSource>),
+    /// Came in complete.
+    Received(Received),
+}
+
+pub(super) struct Applier {
+    hosted: Arc<Hosted>,
+    log: ReplicaLog,
+    turn: Arc<OwnedMutexGuard<()>>,
+}
+
+impl Applier {
+    /// Works on the machine on a thread that may block. The work goes on when the caller is dropped, and
+    /// keeps the turn until it has ended.
+    async fn on_machine<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn StateMachine) -> Result<T, MachineError> + Send + 'static,
+    ) -> io::Result<T> {
+        let hosted = Arc::clone(&self.hosted);
+        let turn = Arc::clone(&self.turn);
+        let outcome = offload(move || {
+            let outcome = hosted.on_machine(work);
+            drop(turn);
+            outcome
+        });
+        outcome.await.map_err(io::Error::other)
+    }
+
+    async fn apply_portion(&self, mut portion: Portion) -> io::Result<()> {
+        let Some(last) = portion.entries.last().map(|entry| entry.position) else {
+            return Ok(());
+        };
+        self.log.synced(last.index).await?;
+        let entries = std::mem::take(&mut portion.entries);
+        let answers = self
+            .on_machine(move |machine| machine.apply(&entries))
+            .await?;
+        self.hosted.publish(Some(last));
+        portion.answer(answers)
+    }
+}
+
+/// Entries that are applied together, and who waits for each.
+#[derive(Default)]
+struct Portion {
+    entries: Vec<LogEntry>,
+    responders: Vec<Option<ApplyResponder<TypeConfig>>>,
+    bytes: usize,
+}
+
+impl Portion {
+    fn push(&mut self, (entry, responder): EntryResponder<TypeConfig>) {
+        let entry = convert::to_log_entry(entry);
+        self.bytes += entry.payload.bytes().len();
+        self.entries.push(entry);
+        self.responders.push(responder);
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() >= APPLY_ENTRIES_MAX || self.bytes >= APPLY_BYTES_MAX
+    }
+
+    fn answer(self, answers: Vec<Bytes>) -> io::Result<()> {
+        if answers.len() != self.responders.len() {
+            return Err(io::Error::other(
+                "the machine owes one answer for each entry",
+            ));
+        }
+        for (responder, answer) in self.responders.into_iter().zip(answers) {
+            if let Some(responder) = responder {
+                responder.send(answer);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Applier {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = CheckpointBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let applied = self.hosted.machine().applied();
+        let membership = convert::to_stored_membership(&applied).map_err(io::Error::other)?;
+        Ok((applied.position.map(convert::to_log_id), membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut portion = Portion::default();
+        while let Some(entry) = entries.next().await {
+            portion.push(entry?);
+            if portion.is_full() {
+                self.apply_portion(std::mem::take(&mut portion)).await?;
+            }
+        }
+        self.apply_portion(portion).await
+    }
+
+    /// `force`: the library needs one now, so the engine is flushed for it.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<CheckpointBuilder> {
+        if force {
+            let applied = self.hosted.machine().applied();
+            (self.hosted.flush)().await;
+            self.hosted.checkpointed(applied);
+        }
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CheckpointBuilder {
+        let checkpointed = self
+            .hosted
+            .checkpointed
+            .lock()
+            .expect("nothing panics under this lock")
+            .clone();
+        CheckpointBuilder { checkpointed }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
+        let received = match snapshot {
+            SnapshotData::Received(received) => received,
+            SnapshotData::Source(source) => self.hosted.copy(source).map_err(io::Error::other)?,
+            SnapshotData::Checkpoint => {
+                return Err(io::Error::other("a checkpoint cannot be installed"));
+            }
+        };
+        let applied = convert::to_applied(meta);
+        let durable = applied.clone();
+        self.on_machine(move |machine| machine.install(applied, received))
+            .await?;
+        // The library purges the log up to the snapshot when this returns: it must survive a power cut.
+        (self.hosted.flush)().await;
+        self.hosted.publish(durable.position);
+        self.hosted.checkpointed(durable);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        if self.hosted.applied.borrow().is_none() {
+            return Ok(None);
+        }
+        let source = self.on_machine(|machine| machine.snapshot()).await?;
+        let meta = convert::to_meta(&source.applied()).map_err(io::Error::other)?;
+        Ok(Some(Snapshot {
+            meta,
+            snapshot: SnapshotData::Source(source),
+        }))
+    }
+}
+
+/// Builds what the library takes for a snapshot: the position that a flush covers.
+pub(super) struct CheckpointBuilder {
+    checkpointed: Applied,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for CheckpointBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let meta = convert::to_meta(&self.checkpointed).map_err(io::Error::other)?;
+        Ok(Snapshot {
+            meta,
+            snapshot: SnapshotData::Checkpoint,
+        })
+    }
+}

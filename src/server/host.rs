@@ -1,0 +1,189 @@
+//! An open node, as its handler sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::error::Result;
+use crate::node::registry::Registry;
+use crate::node::replica::Replica;
+use crate::raft::Group;
+use crate::types::GroupId;
+use crate::types::Key;
+use crate::types::NodeId;
+use crate::types::Position;
+use crate::types::node::Identity;
+use crate::types::node::Member;
+use crate::types::request::Operation;
+use crate::types::request::Write;
+use crate::types::request::WriteKind;
+use crate::wire::request::Call;
+use crate::wire::request::Channel;
+use crate::wire::request::GroupStatus;
+use crate::wire::request::NodeStatus;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+
+/// Everything that requests need of a node.
+pub struct Host {
+    /// Who the node is.
+    pub identity: Identity,
+    /// How others know it.
+    pub member: Member,
+    /// Every node of the cluster.
+    pub members: Vec<Member>,
+    /// Its replicas.
+    pub registry: Arc<Registry>,
+    /// The way to the others.
+    pub channel: Arc<dyn Channel>,
+    /// When it started.
+    pub started: Instant,
+    /// Free space on its disk.
+    pub space: Arc<Space>,
+}
+
+/// Free space, as last looked at.
+#[derive(Debug)]
+pub struct Space {
+    free_bytes: AtomicU64,
+    reserve_bytes: u64,
+}
+
+impl Space {
+    /// Below `reserve_bytes` free, puts are refused.
+    pub fn new(reserve_bytes: u64) -> Space {
+        Space {
+            free_bytes: AtomicU64::new(u64::MAX),
+            reserve_bytes,
+        }
+    }
+
+    /// What was found free now.
+    pub fn found(&self, free_bytes: u64) {
+        self.free_bytes.store(free_bytes, Ordering::Relaxed);
+    }
+
+    /// What was last found free.
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether puts are refused.
+    pub fn is_short(&self) -> bool {
+        self.free_bytes() < self.reserve_bytes
+    }
+}
+
+impl Host {
+    /// Refuses what would take space when there is none left. Deletes go on, since they make room later.
+    pub fn check_space(&self, write: &Write) -> Result<()> {
+        let takes_space = match &write.kind {
+            WriteKind::Keys { operations, .. } => operations
+                .iter()
+                .any(|operation| matches!(operation, Operation::Put { .. })),
+            WriteKind::Range { .. } => false,
+        };
+        match takes_space && self.space.is_short() {
+            true => Err(Error::NoSpace {
+                free_bytes: self.space.free_bytes(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// The one shard that holds all of the keys.
+    pub fn shard_of_all<'a>(&self, mut keys: impl Iterator<Item = &'a Key>) -> Result<Replica> {
+        let first = keys.next().ok_or_else(|| Error::invalid("keys", "empty"))?;
+        let replica = self.registry.shard_of(first)?;
+        let range = &replica.reader().row().descriptor.range;
+        match keys.find(|key| !range.contains(key)) {
+            None => Ok(replica.clone()),
+            Some(other) => Err(spans(first, other)),
+        }
+    }
+
+    /// The shard that a write is for: its first key's.
+    pub fn shard_of_write(&self, write: &Write) -> Result<Replica> {
+        self.registry.shard_of(write.first_key())
+    }
+
+    /// Sends a request on to another node.
+    pub async fn forward(
+        &self,
+        to: NodeId,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<Response> {
+        let call = Call {
+            request,
+            deadline,
+            forwarded: true,
+            cluster: Some(self.identity.cluster),
+        };
+        self.channel.node(to).call(call).await
+    }
+
+    /// For a follower's read. Only a leader answers.
+    pub async fn read_position(&self, group: GroupId) -> Result<Position> {
+        match group {
+            GroupId::Shard(shard) => self.registry.shard(shard)?.read_position().await,
+            GroupId::Placement => self.registry.group(group)?.read_position().await,
+        }
+    }
+
+    /// What the node says about itself.
+    pub fn status(&self) -> NodeStatus {
+        let groups: Vec<GroupStatus> = self
+            .registry
+            .groups()
+            .iter()
+            .map(|group| self.group_status(group))
+            .collect();
+        NodeStatus {
+            cluster: self.identity.cluster,
+            member: self.member.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            uptime_s: self.started.elapsed().as_secs(),
+            ready: groups.iter().all(|group| group.leader.is_some()),
+            free_bytes: self.space.free_bytes(),
+            groups,
+            members: self.members.clone(),
+        }
+    }
+
+    fn group_status(&self, group: &Group) -> GroupStatus {
+        let view = group.view();
+        let shard = match group.id() {
+            GroupId::Shard(shard) => self.registry.shard(shard).ok(),
+            GroupId::Placement => None,
+        };
+        GroupStatus {
+            group: group.id(),
+            replica: group.replica(),
+            role: view.role.to_string(),
+            leader: view.leader.map(|leader| leader.node),
+            term: view.term,
+            last_index: view.last_index,
+            applied_index: view.applied_index,
+            purged_index: view.purged_index,
+            shard: shard.map(|replica| replica.reader().row().descriptor.clone()),
+            state_hash: None,
+        }
+    }
+}
+
+fn spans(first: &Key, other: &Key) -> Error {
+    let shown = |key: &Key| key.escape_ascii().to_string();
+    Error::invalid(
+        "keys",
+        format!(
+            "{:?} and {:?} are in different shards",
+            shown(first),
+            shown(other)
+        ),
+    )
+}
