@@ -425,7 +425,7 @@ fn sizes() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn with_every_disk_kept_all_form_one_cluster_when_the_faults_stop(
@@ -695,6 +695,12 @@ struct Wires {
     doors: Arc<Mutex<HashMap<String, FormationHandle>>>,
 }
 
+impl Wires {
+    fn open(&self, address: String, handle: FormationHandle) {
+        self.doors.lock().unwrap().insert(address, handle);
+    }
+}
+
 struct Door(Option<FormationHandle>);
 
 impl Channel for Wires {
@@ -770,9 +776,7 @@ impl Home {
         };
         let directory = self.directory(place, fresh);
         let (handle, driver) = prepare(setup, directory, Arc::new(self.wires.clone()))?;
-        let mut doors = self.wires.doors.lock().unwrap();
-        doors.insert(entry(place).address, handle);
-        drop(doors);
+        self.wires.open(entry(place).address, handle);
         driver.run().await.map(|(formed, _)| formed)
     }
 }

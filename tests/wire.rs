@@ -1003,6 +1003,7 @@ fn header() -> SnapshotHeader {
         route: route(GroupId::Shard(ShardId(1))),
         vote: vote(6),
         position: position(40),
+        membership_position: position(7),
         membership: Bytes::from_static(b"three"),
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! One name in three places: `--data-dir`, `QUORATE_DATA_DIR` and `data_dir` in the file.
 
+use core::net::IpAddr;
+use core::net::SocketAddr;
 use std::fmt;
-use std::net::IpAddr;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;

@@ -198,7 +198,7 @@ fn append() -> impl Strategy<Value = AppendRequest> {
 fn append_response() -> impl Strategy<Value = AppendResponse> {
     prop_oneof![
         option::of(position()).prop_map(AppendResponse::Matched),
-        option::of(position()).prop_map(AppendResponse::Conflict),
+        position().prop_map(AppendResponse::Conflict),
         vote().prop_map(AppendResponse::HigherVote),
     ]
 }
