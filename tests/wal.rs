@@ -1,6 +1,8 @@
 //! The write-ahead log on a disk that forgets: whatever was acknowledged is there after every power
 //! cut, nothing that was taken away comes back, and damage is told from a tear.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
+
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -156,6 +158,7 @@ enum Event {
     PurgeBeyond(usize, u64),
     Gone(usize),
     Round,
+    Rounds,
     Release,
     FailSync(u64),
     FailWrite(u64),
@@ -181,7 +184,8 @@ fn event() -> impl Strategy<Value = Event> {
         8 => (replica.clone(), 0..6_u64).prop_map(|(r, kept)| Event::Purge(r, kept)),
         1 => (replica.clone(), 1..9_u64).prop_map(|(r, ahead)| Event::PurgeBeyond(r, ahead)),
         1 => replica.prop_map(Event::Gone),
-        30 => Just(Event::Round),
+        20 => Just(Event::Round),
+        15 => Just(Event::Rounds),
         2 => Just(Event::Release),
         1 => (1..4_u64).prop_map(Event::FailSync),
         1 => (1..4_u64).prop_map(Event::FailWrite),
@@ -316,8 +320,8 @@ impl Trial {
                 .map(drop)
                 .map_err(|e| e.to_string())
         });
-        self.rounds()?;
-        Ok(self.wal().log(id))
+        self.rounds(usize::MAX)?;
+        Ok(self.wal().log(id).filter(|_| !self.failed))
     }
 
     fn wait(&mut self, answer: impl Future<Output = Result<(), String>> + 'static) {
@@ -338,9 +342,12 @@ impl Trial {
         self.waiting = still;
     }
 
-    /// Lets the writer work until it has nothing to do.
-    fn rounds(&mut self) -> Result<(), String> {
-        while !self.failed {
+    /// Lets the writer work so often, or until it has nothing to do.
+    fn rounds(&mut self, most: usize) -> Result<(), String> {
+        for _ in 0..most {
+            if self.failed {
+                break;
+            }
             match self.open.as_mut().unwrap().1.round() {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -366,7 +373,8 @@ impl Trial {
 
     fn happen(&mut self, event: &Event) -> Result<(), String> {
         match event {
-            Event::Round => return self.rounds(),
+            Event::Round => self.rounds(1)?,
+            Event::Rounds => self.rounds(usize::MAX)?,
             Event::FailSync(nth) => self.disk.fail_sync(*nth),
             Event::FailWrite(nth) => self.disk.fail_write(*nth),
             Event::Kill => return self.end(None),
@@ -578,4 +586,650 @@ fn a_disk_that_lies_about_syncs_is_found_out() {
         lying >= 12,
         "only {lying} of 24 histories on a lying disk were found out"
     );
+}
+
+// ---- single facts -----------------------------------------------------------------------------
+
+fn entry(term: u64, index: u64, bytes: usize) -> LogEntry {
+    LogEntry {
+        position: position(term, index),
+        payload: Payload::Command(vec![b'a'; bytes].into()),
+    }
+}
+
+fn entries(term: u64, indexes: std::ops::Range<u64>) -> Vec<LogEntry> {
+    indexes.map(|index| entry(term, index, 20)).collect()
+}
+
+fn nobody() -> Done {
+    Box::new(|_| ())
+}
+
+fn open(disk: &CrashDisk) -> Result<(Wal, Writer), WalError> {
+    Wal::open(Arc::new(disk.clone()), Path::new(DIR), small(16 * 1024))
+}
+
+/// Polls once, lets the writer work, and takes the answer.
+fn answer<T>(writer: &mut Writer, call: impl Future<Output = T>) -> T {
+    let mut call = std::pin::pin!(call);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(answer) = call.as_mut().poll(&mut context) {
+            return answer;
+        }
+        assert!(writer.round().unwrap_or(true), "nothing is left to do");
+    }
+}
+
+fn born(wal: &Wal, writer: &mut Writer, id: u64) -> ReplicaLog {
+    answer(writer, wal.born(ReplicaId(id), Bytes::from_static(b"root"))).unwrap()
+}
+
+fn append(writer: &mut Writer, log: &ReplicaLog, entries: Vec<LogEntry>) {
+    log.append(entries, nobody())
+        .now_or_never()
+        .unwrap()
+        .unwrap();
+    while writer.round().unwrap() {}
+}
+
+/// A log of a few writes, all in its second segment, and the states between them.
+fn a_few_writes() -> (CrashDisk, Vec<Model>) {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    drop((wal, log, writer));
+    disk.kill();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let base = held(&wal);
+    let log = wal.log(ReplicaId(1)).unwrap();
+    let id = log.id();
+    append(&mut writer, &log, entries(1, 1..4));
+    answer(&mut writer, log.save_vote(vote(2))).unwrap();
+    append(&mut writer, &log, entries(2, 4..6));
+    answer(&mut writer, log.truncate_after(Some(position(1, 3)))).unwrap();
+    log.purge(position(1, 1)).now_or_never().unwrap().unwrap();
+    append(&mut writer, &log, entries(3, 4..7));
+    let steps = entries(1, 1..4).into_iter().map(|it| Step::Entry(id, it));
+    let steps = steps
+        .chain([Step::Vote(id, vote(2))])
+        .chain(entries(2, 4..6).into_iter().map(|it| Step::Entry(id, it)))
+        .chain([
+            Step::Truncate(id, Some(position(1, 3))),
+            Step::Purge(id, position(1, 1)),
+        ])
+        .chain(entries(3, 4..7).into_iter().map(|it| Step::Entry(id, it)));
+    let mut states = vec![base];
+    for step in steps {
+        let mut state = states.last().unwrap().clone();
+        apply(&mut state, &step);
+        states.push(state);
+    }
+    (disk, states)
+}
+
+fn segment(sequence: u64) -> std::path::PathBuf {
+    Path::new(DIR).join(format!("log-{sequence:016x}"))
+}
+
+fn written(content: &[u8]) -> usize {
+    content
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last + 1)
+}
+
+/// Where the writes of a segment of the current format begin: behind the bytes of a mark's head.
+fn marks(content: &[u8]) -> Vec<usize> {
+    let mark = |at: &usize| content[*at..].starts_with(&[26, 0, 0, 0]) && content[at + 9] == 1;
+    (512..written(content) - 10).filter(mark).collect()
+}
+
+#[test]
+fn every_prefix_of_the_bytes_is_a_prefix_of_the_writes() {
+    let (disk, states) = a_few_writes();
+    let content = disk.content(&segment(2)).unwrap();
+    for rest in [0, 0x5a] {
+        let mut reached = 0;
+        for length in 512..=written(&content) {
+            let cut = disk.copy();
+            let mut bytes = content[..length].to_vec();
+            bytes.resize(content.len(), rest);
+            cut.put(&segment(2), bytes);
+            let (wal, _) = open(&cut).unwrap_or_else(|error| panic!("{length}: {error}"));
+            let found = held(&wal);
+            let further = states[reached..].iter().position(|state| *state == found);
+            reached += further.unwrap_or_else(|| panic!("{length}: {found:?} after {reached}"));
+        }
+        assert_eq!(reached, states.len() - 1);
+    }
+}
+
+#[test]
+fn a_flipped_byte_below_the_last_mark_is_damage_and_above_it_a_tear() {
+    let (disk, states) = a_few_writes();
+    let content = disk.content(&segment(2)).unwrap();
+    let last_mark = *marks(&content).last().unwrap();
+    assert!(marks(&content).len() >= 5);
+    // Bytes 40 to 512 of a header are not used.
+    for at in (0..40).chain(512..written(&content)) {
+        for flip in [0x01, 0x80, content[at].max(1)] {
+            let damaged = disk.copy();
+            let mut bytes = content.clone();
+            bytes[at] ^= flip;
+            damaged.put(&segment(2), bytes);
+            match open(&damaged) {
+                Err(WalError::Damaged { file, offset, .. }) => {
+                    assert!(
+                        at < last_mark,
+                        "{at} is damage, above the mark at {last_mark}"
+                    );
+                    assert_eq!(file, segment(2));
+                    assert!(offset <= at as u64, "{offset} is named, {at} is damaged");
+                }
+                Err(error) => panic!("{at}: {error}"),
+                Ok((wal, _)) => {
+                    assert!(
+                        at >= last_mark,
+                        "{at} is not found, below the mark at {last_mark}"
+                    );
+                    let found = held(&wal);
+                    assert!(states.contains(&found), "{at}: {found:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_byte_in_a_segment_that_has_a_successor_is_damage() {
+    let (disk, _) = a_few_writes();
+    disk.kill();
+    drop(open(&disk).unwrap());
+    let content = disk.content(&segment(2)).unwrap();
+    for at in (0..40).chain(512..written(&content)) {
+        let damaged = disk.copy();
+        let mut bytes = content.clone();
+        bytes[at] ^= 0x10;
+        damaged.put(&segment(2), bytes);
+        let Err(error) = open(&damaged) else {
+            panic!("byte {at} is not found");
+        };
+        let text = error.to_string();
+        assert!(matches!(error, WalError::Damaged { .. }), "{at}: {text}");
+        assert!(
+            text.contains("log-0000000000000002") && text.contains("--join"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn after_a_stop_the_last_write_is_below_a_mark_too() {
+    let disk = CrashDisk::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (wal, writer) = open(&disk).unwrap();
+        let handle = writer.spawn(&wal).unwrap();
+        wal.born(ReplicaId(1), Bytes::new()).await.unwrap();
+        handle.stop().await.unwrap();
+        assert!(wal.born(ReplicaId(2), Bytes::new()).await.is_err());
+        assert_eq!(wal.failed().await, "closed");
+    });
+    let mut bytes = disk.content(&segment(1)).unwrap();
+    bytes[512 + 26 + 3] ^= 1;
+    disk.put(&segment(1), bytes);
+    assert!(matches!(
+        open(&disk),
+        Err(WalError::Damaged { offset: 538, .. })
+    ));
+}
+
+#[test]
+fn a_missing_segment_is_damage() {
+    let (disk, _) = a_few_writes();
+    disk.kill();
+    drop(open(&disk).unwrap());
+    let files = quorate::env::files::Files::remove(&disk, &segment(2));
+    files.unwrap();
+    let error = open(&disk).map(drop).unwrap_err();
+    assert!(error.to_string().contains("the file is missing"), "{error}");
+}
+
+#[test]
+fn an_id_is_taken_once_and_gone_is_for_ever() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 7);
+    let again = answer(&mut writer, wal.born(ReplicaId(7), Bytes::new()));
+    assert!(matches!(again, Err(WalError::BornBefore(ReplicaId(7)))));
+    append(&mut writer, &log, entries(1, 1..3));
+    answer(&mut writer, wal.gone(ReplicaId(7))).unwrap();
+    assert!(
+        log.append(entries(1, 3..4), nobody())
+            .now_or_never()
+            .unwrap()
+            .is_err()
+    );
+    for _ in 0..6 {
+        // Copied forward from segment to segment.
+        answer(&mut writer, wal.release()).unwrap();
+    }
+    drop((wal, log, writer));
+    disk.crash(1);
+    let (wal, mut writer) = open(&disk).unwrap();
+    assert!(wal.log(ReplicaId(7)).is_none() && wal.replicas()[0].gone);
+    let again = answer(&mut writer, wal.born(ReplicaId(7), Bytes::new()));
+    assert!(matches!(again, Err(WalError::BornBefore(ReplicaId(7)))));
+}
+
+#[test]
+fn what_is_given_up_is_used_again() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    let idle = born(&wal, &mut writer, 2);
+    append(&mut writer, &idle, entries(1, 1..4));
+    for index in 1..2_000 {
+        append(&mut writer, &log, vec![entry(1, index, 200)]);
+        log.purge(position(1, index))
+            .now_or_never()
+            .unwrap()
+            .unwrap();
+    }
+    assert!(
+        wal.segments() <= 8,
+        "{} segments are in use",
+        wal.segments()
+    );
+    let names = quorate::env::files::Files::list(&disk, Path::new(DIR)).unwrap();
+    assert!(names.len() <= 9, "{names:?}");
+    assert_eq!(idle.read(0..9, usize::MAX).unwrap(), entries(1, 1..4));
+}
+
+#[test]
+fn a_log_full_of_what_counts_is_not_copied_round_and_round() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    for index in 1..200 {
+        // More than half a segment each, so that no packing helps.
+        append(&mut writer, &log, vec![entry(1, index, 9_000)]);
+    }
+    assert!(
+        disk.bytes_written() < 20 * 200 * 9_000,
+        "{}",
+        disk.bytes_written()
+    );
+    assert_eq!(log.read(1..300, usize::MAX).unwrap().len(), 199);
+}
+
+#[test]
+fn an_entry_as_long_as_a_segment_fits_and_a_longer_one_is_refused() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    let most = 16 * 1024 - 512 - 200;
+    append(
+        &mut writer,
+        &log,
+        (1..9).map(|index| entry(1, index, most)).collect(),
+    );
+    let refused = log.append(vec![entry(1, 9, 16 * 1024)], nobody());
+    let error = refused.now_or_never().unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    answer(&mut writer, wal.release()).unwrap();
+    drop((wal, log, writer));
+    disk.crash(3);
+    let (wal, _) = open(&disk).unwrap();
+    let log = wal.log(ReplicaId(1)).unwrap();
+    assert_eq!(log.read(0..100, usize::MAX).unwrap().len(), 8);
+    assert_eq!(log.read(3..100, 1).unwrap(), [entry(1, 3, most)]);
+    assert_eq!(log.read(3..100, 2 * most).unwrap().len(), 2);
+}
+
+#[test]
+fn entries_that_leave_a_gap_are_refused() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    append(&mut writer, &log, entries(1, 5..8));
+    let refused = |entries| {
+        log.append(entries, nobody())
+            .now_or_never()
+            .unwrap()
+            .is_err()
+    };
+    assert!(refused(entries(1, 9..10)));
+    assert!(refused(vec![entry(1, 8, 1), entry(1, 10, 1)]));
+    log.purge(position(1, 6)).now_or_never().unwrap().unwrap();
+    assert!(refused(entries(1, 6..8)));
+    assert_eq!(log.state().last, Some(position(1, 7)));
+    assert!(
+        log.truncate_after(Some(position(1, 5)))
+            .now_or_never()
+            .unwrap()
+            .is_err()
+    );
+    assert!(
+        log.truncate_after(Some(position(1, 8)))
+            .now_or_never()
+            .unwrap()
+            .is_err()
+    );
+}
+
+#[test]
+fn a_failed_sync_is_the_end_for_all_who_wait_and_all_who_come() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    let done: Done = Box::new(move |result| tell.lock().unwrap().push(result.is_ok()));
+    log.append(entries(1, 1..2), done)
+        .now_or_never()
+        .unwrap()
+        .unwrap();
+    let mut synced = Box::pin(log.synced(1));
+    let mut drained = Box::pin(log.drained());
+    assert!(synced.as_mut().now_or_never().is_none());
+    assert!(drained.as_mut().now_or_never().is_none());
+    disk.fail_sync(1);
+    assert!(writer.round().is_err());
+    assert_eq!(*told.lock().unwrap(), [false]);
+    assert!(synced.now_or_never().unwrap().is_err());
+    drained.now_or_never().unwrap();
+    assert!(log.save_vote(vote(1)).now_or_never().unwrap().is_err());
+    let reason = wal.failed().now_or_never().unwrap();
+    assert!(reason.contains("injected sync failure"), "{reason}");
+    let syncs = disk.syncs();
+    assert!(!writer.round().unwrap());
+    assert_eq!(disk.syncs(), syncs);
+}
+
+#[test]
+fn a_purge_rides_along_and_a_fence_takes_it_with_it() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    append(&mut writer, &log, entries(1, 1..4));
+    let syncs = disk.syncs();
+    log.purge(position(1, 2)).now_or_never().unwrap().unwrap();
+    assert!(!writer.round().unwrap());
+    assert_eq!(disk.syncs(), syncs);
+    answer(&mut writer, log.drained());
+    assert_eq!(disk.syncs(), syncs + 1);
+    drop((wal, log, writer));
+    disk.crash(5);
+    let (wal, _) = open(&disk).unwrap();
+    assert_eq!(
+        wal.log(ReplicaId(1)).unwrap().state().purged,
+        Some(position(1, 2))
+    );
+}
+
+#[test]
+fn synced_waits_for_the_entry_as_it_stands_now() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    append(&mut writer, &log, entries(1, 1..4));
+    log.synced(3).now_or_never().unwrap().unwrap();
+    let mut missing = Box::pin(log.synced(4));
+    assert!(missing.as_mut().now_or_never().is_none());
+    // Entry 3 is replaced: that the old one was synced does not count.
+    log.append(entries(2, 3..5), nobody())
+        .now_or_never()
+        .unwrap()
+        .unwrap();
+    log.synced(2).now_or_never().unwrap().unwrap();
+    let mut replaced = Box::pin(log.synced(3));
+    assert!(replaced.as_mut().now_or_never().is_none());
+    assert!(writer.round().unwrap());
+    replaced.now_or_never().unwrap().unwrap();
+    missing.now_or_never().unwrap().unwrap();
+    log.purge(position(2, 9)).now_or_never().unwrap().unwrap();
+    log.synced(9).now_or_never().unwrap().unwrap();
+}
+
+#[test]
+fn recent_entries_are_cached_and_old_ones_are_read_from_the_disk() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    for index in 1..100 {
+        append(&mut writer, &log, vec![entry(1, index, 500)]);
+    }
+    assert!(log.is_cached(&(98..100)) && log.is_cached(&(98..1_000)) && !log.is_cached(&(1..100)));
+    let read = log.read(1..100, usize::MAX).unwrap();
+    let expected: Vec<LogEntry> = (1..100).map(|index| entry(1, index, 500)).collect();
+    assert_eq!(read, expected);
+}
+
+#[test]
+fn appenders_share_syncs() {
+    let disk = CrashDisk::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let before = runtime.block_on(async {
+        let (wal, writer) =
+            Wal::open(Arc::new(disk.clone()), Path::new(DIR), small(1024 * 1024)).unwrap();
+        let writing = tokio::spawn(writer.run());
+        let mut logs = Vec::new();
+        for id in 1..=64 {
+            logs.push(wal.born(ReplicaId(id), Bytes::new()).await.unwrap());
+        }
+        let before = disk.syncs();
+        let appenders = logs.into_iter().map(|log| async move {
+            for index in 1..=20 {
+                let (tell, told) = tokio::sync::oneshot::channel();
+                let done: Done = Box::new(move |result| tell.send(result).unwrap());
+                log.append(vec![entry(1, index, 50)], done).await.unwrap();
+                told.await.unwrap().unwrap();
+            }
+        });
+        let appenders: Vec<_> = appenders.map(tokio::spawn).collect();
+        for appender in appenders {
+            appender.await.unwrap();
+        }
+        drop(wal);
+        writing.await.unwrap().unwrap();
+        before
+    });
+    let syncs = disk.syncs() - before;
+    assert!(
+        syncs <= 25,
+        "{syncs} syncs for 64 appenders of 20 entries each"
+    );
+}
+
+#[test]
+fn a_full_queue_makes_appenders_wait_until_the_writer_has_caught_up() {
+    let disk = CrashDisk::new();
+    let options = Options {
+        queue_bytes: 1_000,
+        ..small(16 * 1024)
+    };
+    let opened = Wal::open(Arc::new(disk.clone()), Path::new(DIR), options);
+    let (wal, mut writer) = opened.unwrap();
+    let log = born(&wal, &mut writer, 1);
+    let first = log.append(vec![entry(1, 1, 900)], nobody());
+    first.now_or_never().unwrap().unwrap();
+    let mut second = Box::pin(log.append(vec![entry(1, 2, 900)], nobody()));
+    assert!(second.as_mut().now_or_never().is_none());
+    // Nothing has happened yet: it may be given up.
+    assert_eq!(log.state().last, Some(position(1, 1)));
+    assert!(writer.round().unwrap());
+    second.now_or_never().unwrap().unwrap();
+    assert_eq!(log.state().last, Some(position(1, 2)));
+}
+
+/// The machine's files, with syncs that take until they are let go.
+struct SlowSync {
+    disk: CrashDisk,
+    gate: Arc<Mutex<()>>,
+}
+
+struct SlowFile {
+    file: Arc<dyn quorate::env::files::File>,
+    gate: Arc<Mutex<()>>,
+}
+
+impl quorate::env::files::File for SlowFile {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.file.read_at(bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        self.file.write_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        let _gate = self.gate.lock().unwrap();
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        self.file.len()
+    }
+}
+
+impl SlowSync {
+    fn slow(&self, file: Arc<dyn quorate::env::files::File>) -> Arc<dyn quorate::env::files::File> {
+        Arc::new(SlowFile {
+            file,
+            gate: self.gate.clone(),
+        })
+    }
+}
+
+impl quorate::env::files::Files for SlowSync {
+    fn create_zeroed(
+        &self,
+        path: &Path,
+        bytes: u64,
+    ) -> std::io::Result<Arc<dyn quorate::env::files::File>> {
+        Ok(self.slow(self.disk.create_zeroed(path, bytes)?))
+    }
+
+    fn open(&self, path: &Path) -> std::io::Result<Arc<dyn quorate::env::files::File>> {
+        Ok(self.slow(self.disk.open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn list(&self, dir: &Path) -> std::io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> std::io::Result<()> {
+        self.disk.create_dir_all(dir)
+    }
+
+    fn read(&self, path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+        self.disk.read(path)
+    }
+
+    fn write_atomically(&self, path: &Path, content: &[u8]) -> std::io::Result<()> {
+        self.disk.write_atomically(path, content)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> std::io::Result<u64> {
+        self.disk.free_bytes(dir)
+    }
+
+    fn lock(&self, path: &Path) -> std::io::Result<Box<dyn std::any::Any + Send + Sync>> {
+        self.disk.lock(path)
+    }
+}
+
+#[test]
+fn a_reader_does_not_wait_for_a_sync() {
+    let gate = Arc::new(Mutex::new(()));
+    let files = SlowSync {
+        disk: CrashDisk::new(),
+        gate: gate.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let options = Options {
+            cache_bytes: 0,
+            ..small(64 * 1024)
+        };
+        let (wal, writer) = Wal::open(Arc::new(files), Path::new(DIR), options).unwrap();
+        let handle = writer.spawn(&wal).unwrap();
+        let log = wal.born(ReplicaId(1), Bytes::new()).await.unwrap();
+        log.append(entries(1, 1..4), nobody()).await.unwrap();
+        log.synced(3).await.unwrap();
+        let shut = gate.lock().unwrap();
+        log.append(entries(1, 4..6), nobody()).await.unwrap();
+        while wal.syncs().under_way.is_none() {
+            std::thread::yield_now();
+        }
+        assert!(!log.is_cached(&(1..4)));
+        assert_eq!(log.read(1..9, usize::MAX).unwrap(), entries(1, 1..6));
+        log.append(entries(1, 6..7), nobody()).await.unwrap();
+        assert_eq!(log.state().last, Some(position(1, 6)));
+        assert_eq!(log.read(6..7, usize::MAX).unwrap(), entries(1, 6..7));
+        drop(shut);
+        log.synced(6).await.unwrap();
+        handle.stop().await.unwrap();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_files_and_a_thread_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = Arc::new(quorate::env::files::DiskFiles);
+    let path = dir.path().join("wal");
+    for start in 0..3_u64 {
+        let (wal, writer) = Wal::open(files.clone(), &path, small(256 * 1024)).unwrap();
+        let handle = writer.spawn(&wal).unwrap();
+        let appenders = (1..=8).map(|id| {
+            let wal = wal.clone();
+            tokio::spawn(async move {
+                let id = ReplicaId(id);
+                let log = match wal.log(id) {
+                    Some(log) => log,
+                    None => wal.born(id, Bytes::new()).await.unwrap(),
+                };
+                let first = start * 100 + 1;
+                assert_eq!(log.state().last.map_or(1, |last| last.index + 1), first);
+                for index in first..first + 100 {
+                    log.append(vec![entry(1, index, 700)], nobody())
+                        .await
+                        .unwrap();
+                }
+                log.synced(first + 99).await.unwrap();
+                log.purge(position(1, first + 50)).await.unwrap();
+                assert_eq!(
+                    log.read(first + 51..u64::MAX, usize::MAX).unwrap().len(),
+                    49
+                );
+                log.drained().await;
+            })
+        });
+        let appenders: Vec<_> = appenders.collect();
+        for appender in appenders {
+            appender.await.unwrap();
+        }
+        wal.release().await.unwrap();
+        handle.stop().await.unwrap();
+    }
 }

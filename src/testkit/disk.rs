@@ -97,8 +97,8 @@ impl CrashDisk {
         self.state().bytes_written
     }
 
-    /// The `nth` sync of data from now on fails, 1 being the next. What it should have made durable
-    /// is lost, though the file still shows it, as Linux does it.
+    /// The `nth` sync from now on fails, of data or names, 1 being the next. Data that it should have
+    /// made durable is lost, though the file still shows it, as Linux does it.
     pub fn fail_sync(&self, nth: u64) {
         let mut state = self.state();
         state.faults.failing_sync = Some(nth);
@@ -235,20 +235,28 @@ impl State {
 
     fn sync(&mut self, inode: u64) -> io::Result<()> {
         self.syncs += 1;
+        let fails = self.faults.sync_fails();
         let file = self.inodes.get_mut(&inode).ok_or_else(no_name)?;
-        if let Some(left) = &mut self.faults.failing_sync {
-            *left -= 1;
-            if *left == 0 {
-                self.faults.failing_sync = None;
-                // The pages are marked clean: a later sync has nothing to write.
-                file.writes.clear();
-                return Err(io::Error::other("injected sync failure"));
-            }
+        if fails {
+            // The pages are marked clean: a later sync has nothing to write.
+            file.writes.clear();
+            return Err(io::Error::other("injected sync failure"));
         }
         if !self.faults.lying {
             file.sync();
         }
         Ok(())
+    }
+}
+
+impl Faults {
+    fn sync_fails(&mut self) -> bool {
+        self.failing_sync = self.failing_sync.map(|left| left.saturating_sub(1));
+        let fails = self.failing_sync == Some(0);
+        if fails {
+            self.failing_sync = None;
+        }
+        fails
     }
 }
 
@@ -287,16 +295,17 @@ impl Inode {
     }
 
     fn crash(&mut self, kept_of_4: u64, chance: &mut Seeded) {
-        let last = self.writes.len().saturating_sub(1);
+        let torn = (chance.below(3) == 0).then(|| self.writes.len().saturating_sub(1));
         for (nth, (offset, bytes)) in self.writes.drain(..).enumerate() {
+            if torn == Some(nth) {
+                let kept = usize::try_from(chance.below(bytes.len() as u64 + 1)).unwrap_or(0);
+                put(&mut self.durable, &bytes[..kept], offset);
+                continue;
+            }
             for (at, sector) in sectors(offset, &bytes) {
                 if chance.below(4) < kept_of_4 {
                     put(&mut self.durable, sector, at);
                 }
-            }
-            if nth == last {
-                let torn = usize::try_from(chance.below(bytes.len() as u64 + 1)).unwrap_or(0);
-                put(&mut self.durable, &bytes[..torn], offset);
             }
         }
         self.now = self.durable.clone();
@@ -368,7 +377,11 @@ impl Files for CrashDisk {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        self.state().sync_names();
+        let mut state = self.state();
+        if state.faults.sync_fails() {
+            return Err(io::Error::other("injected sync failure"));
+        }
+        state.sync_names();
         Ok(())
     }
 

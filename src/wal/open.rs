@@ -113,11 +113,12 @@ impl Opening {
     /// Reads every segment that the last one needs, and says where the last one ends.
     fn read(&mut self, found: &[u64], last: u64) -> Result<u64, WalError> {
         let header = self.header(last)?;
+        let missing = (header.oldest..last).find(|needed| found.binary_search(needed).is_err());
+        if let Some(missing) = missing {
+            let path = segment_path(&self.dir, missing);
+            return Err(WalError::damaged(&path, 0, "the file is missing"));
+        }
         for sequence in header.oldest..last {
-            if found.binary_search(&sequence).is_err() {
-                let path = segment_path(&self.dir, sequence);
-                return Err(WalError::damaged(&path, 0, "the file is missing"));
-            }
             self.header(sequence)?;
             let end = self.header(sequence + 1)?.previous_end;
             let bytes = self.content(sequence)?;

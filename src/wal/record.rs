@@ -397,7 +397,8 @@ mod tests {
         assert_eq!(hex, FIRST_VERSION);
     }
 
-    const FIRST_VERSION: &str = "";
+    const FIRST_VERSION: &str = "48000000c2a1e975010207000000000000000a00000000000000\
+        03000000030000000000000000000000000400000000000000010300000070757404000000000000000200000000";
 
     #[test]
     fn a_body_that_is_too_long_too_short_or_of_no_known_kind_is_refused() {
