@@ -301,10 +301,15 @@ impl<'a> Code<'a> {
         }
     }
 
-    /// Whether the file has a module of its own with this name, which hides a library.
+    /// Whether the file has a module of ours with this name, which hides a library: it declares the
+    /// module, or imports it.
     fn declares(&self, name: &str) -> bool {
-        let mut pairs = self.words.windows(2);
-        pairs.any(|pair| pair[0].text == "mod" && pair[1].text == name)
+        let named = self.words.iter().enumerate();
+        let mut named = named.filter(|(_, word)| word.text == name);
+        named.any(|(index, _)| {
+            let imported = self.at(index, -1) == "::" && self.at(index, 1) == ";";
+            imported || ["mod", "as"].contains(&self.at(index, -1))
+        })
     }
 
     /// Whether the word begins a path (`name::..`) or is used by itself (`use name`).
@@ -708,7 +713,11 @@ mod bad_sources {
         ] {
             refused("src/high.rs", &format!("use {name}::X;"), home);
             refused("src/high.rs", &format!("fn f() {{ {name}::f(); }}"), home);
-            accepted("src/high.rs", &format!("mod {name};\nuse self::{name}::X;"));
+            accepted("src/high.rs", &format!("mod {name};\nuse {name}::X;"));
+            accepted(
+                "src/high.rs",
+                &format!("use crate::low::{name};\nfn f() {{ {name}::f(); }}"),
+            );
         }
         refused(
             "src/high.rs",

@@ -134,8 +134,10 @@ impl Processes {
             .args(["--listen-node", &address(node.ports.node)])
             .args(["--listen-http", &address(node.ports.http)])
             .args(arguments)
+            // Held open as long as the child is: a node does not outlive a test that was killed.
+            .arg("--stop-on-stdin-close")
+            .stdin(Stdio::piped())
             .env("RUST_BACKTRACE", "1")
-            .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;

@@ -30,6 +30,9 @@ use quorate::wire::request::NodeStatus;
 /// machine is slow; a cluster that is well takes a second.
 pub const READY: Duration = Duration::from_secs(60);
 
+/// What is shown of a node after a failure has room for what matters.
+const QUIET: &[&str] = &["--log=info,openraft=warn"];
+
 /// A log that is checkpointed and purged often and whose segments are soon full, so that a short test
 /// comes to what takes a running node hours.
 pub const SMALL_LOG: &[&str] = &[
@@ -67,7 +70,11 @@ impl Rig {
             binary: binary.to_owned(),
             nodes: 3,
             dir: dir.to_owned(),
-            arguments: arguments.iter().map(ToString::to_string).collect(),
+            arguments: [QUIET, arguments]
+                .concat()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
         })
         .unwrap();
         let addresses: Vec<String> = (0..3).map(|node| processes.client_address(node)).collect();
