@@ -147,7 +147,10 @@ impl State {
         let ends = self.now.last.map(|last| last.index);
         let begins = self.now.purged.map(|purged| purged.index);
         let stays = last.map(|last| last.index);
-        if stays < begins || stays > ends {
+        if stays > ends {
+            return Ok(());
+        }
+        if stays < begins {
             return Err(refused(format!(
                 "the log from {begins:?} to {ends:?} cannot be cut behind {stays:?}"
             )));
@@ -353,11 +356,12 @@ impl ReplicaLog {
         .await
     }
 
-    /// Removes everything behind `last`, which must be in the log or the purge point. Synced on return.
+    /// Removes everything behind `last`, which must not be before the purge point; behind the end there is
+    /// nothing to remove. Synced on return.
     pub async fn truncate_after(&self, last: Option<Position>) -> io::Result<()> {
         self.write(|state| {
             state.truncate_after(last)?;
-            Ok(Record::Truncate(last))
+            Ok(Record::Truncate(state.now.last))
         })
         .await
     }
