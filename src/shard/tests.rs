@@ -842,12 +842,14 @@ fn a_range_of_large_values_is_deleted_over_several_entries() {
     assert!(entries > 3, "{entries}");
 }
 
-/// Notes how far a reader has come whenever a batch is about to be written.
+/// Notes how far a reader has come whenever a batch is about to be written; clears what it may and
+/// reads right after.
 #[derive(Default)]
 struct Watched {
     inner: MemoryEngine,
     reader: OnceLock<ShardReader>,
     seen: Mutex<Vec<u64>>,
+    clears: AtomicBool,
 }
 
 impl Engine for Watched {
@@ -869,7 +871,15 @@ impl Engine for Watched {
             let position = reader.applied().position.unwrap();
             self.seen.lock().unwrap().push(position.index);
         }
-        self.inner.write(batch)
+        self.inner.write(batch)?;
+        if let Some(reader) = self.reader.get()
+            && self.clears.load(Ordering::Relaxed)
+        {
+            while reader.slots().clear().unwrap() {}
+            let found = reader.get(&key(1), None).unwrap().value;
+            assert!(found.into_option().is_some(), "cleared under a reader");
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -892,4 +902,31 @@ fn readers_learn_of_a_position_only_when_its_batch_is_written() {
         machine.apply(&[entry]).unwrap();
     }
     assert_eq!(*engine.seen.lock().unwrap(), [1, 2, 3]);
+}
+
+#[test]
+fn the_old_slot_is_not_cleared_while_readers_go_by_the_old_row() {
+    let mut writer = Writer {
+        machine: seeded(memory()),
+        leader: Leader::new(),
+        counter: 0,
+    };
+    writer.run(20);
+    let engine = Arc::new(Watched::default());
+    let mut target = seeded(engine.clone());
+    assert!(engine.reader.set(target.reader()).is_ok());
+    drain(&mut *writer.machine.snapshot().unwrap(), &mut target).unwrap();
+    writer.run(20);
+    let mut source = writer.machine.snapshot().unwrap();
+    let mut sink = target.receiver().begin().unwrap();
+    while let Some(chunk) = source.next().unwrap() {
+        sink.chunk(chunk).unwrap();
+    }
+    let received = sink.finish().unwrap();
+    engine.clears.store(true, Ordering::Relaxed);
+    target.install(source.applied(), received).unwrap();
+    engine.clears.store(false, Ordering::Relaxed);
+    let slots = target.reader().slots().clone();
+    while slots.clear().unwrap() {}
+    assert_eq!(slots.clear_list().unwrap(), []);
 }
