@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,9 @@ use quorate::wire::request::Call;
 use quorate::wire::request::Get;
 use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Request;
+use quorate::wire::request::Response;
+use quorate::wire::request::Service;
+use quorate::wire::request::StatusQuery;
 use support::READY;
 use support::Rig;
 
@@ -190,10 +194,11 @@ async fn same_state_everywhere(rig: &mut Rig) {
         all.iter().all(|status| applied(status) == applied(&all[0]))
     })
     .await;
-    let hashes: Vec<Option<u64>> = equal
-        .iter()
-        .map(|status| support::shard(status).state_hash)
-        .collect();
+    assert_eq!(equal.len(), 3);
+    let mut hashes = Vec::new();
+    for node in &rig.nodes {
+        hashes.push(state_hash(node).await);
+    }
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
     let mut scans = Vec::new();
     for node in &rig.nodes {
@@ -209,6 +214,23 @@ async fn same_state_everywhere(rig: &mut Rig) {
         scans.iter().all(|scan| *scan == scans[0]),
         "the nodes hold different states"
     );
+}
+
+/// A node's applied index and the hash of its shard's state there.
+async fn state_hash(node: &Arc<dyn Service>) -> (u64, u64) {
+    let call = Call {
+        request: Request::Status(StatusQuery { state_hash: true }),
+        deadline: READY,
+        forwarded: false,
+        cluster: None,
+    };
+    match node.call(call).await.unwrap() {
+        Response::Status(status) => {
+            let shard = support::shard(&status);
+            (shard.applied_index, shard.state_hash.unwrap())
+        }
+        other => panic!("status was answered {other:?}"),
+    }
 }
 
 fn last_index(statuses: &[NodeStatus]) -> u64 {

@@ -72,6 +72,7 @@ use quorate::wire::request::Route;
 use quorate::wire::request::Scan;
 use quorate::wire::request::Service;
 use quorate::wire::request::SnapshotHeader;
+use quorate::wire::request::StatusQuery;
 use quorate::wire::request::TakeLead;
 use quorate::wire::request::TransferLeader;
 use quorate::wire::request::VoteRequest;
@@ -231,7 +232,7 @@ impl Fake {
             }
             Request::Scan(scan) => Response::Scan(self.page(&scan)),
             Request::Write(write) => Response::Write(self.write(&write)?, answered()),
-            Request::Status => Response::Status(Box::new(node_status())),
+            Request::Status(_) => Response::Status(Box::new(node_status())),
             Request::TransferLeader(_) => Response::TransferLeader,
             Request::ReadPosition(_) => Response::ReadPosition(position(77).unwrap()),
             Request::Vote(_, request) => Response::Vote(VoteResponse {
@@ -656,7 +657,7 @@ fn one_of_each_request() -> Vec<Request> {
             operations,
         }),
         write(WriteKind::Range { range, limit: 10 }),
-        Request::Status,
+        Request::Status(StatusQuery { state_hash: true }),
         Request::TransferLeader(TransferLeader {
             group: shard,
             to: Some(NodeId(3)),
@@ -759,7 +760,7 @@ async fn calls_meant_for_another_cluster_node_or_life_are_refused() {
     ] {
         for request in [
             get("k"),
-            Request::Status,
+            Request::Status(StatusQuery { state_hash: true }),
             Request::ReadPosition(GroupId::Placement),
         ] {
             let refused = remote.call(call(request)).await;
@@ -1194,7 +1195,10 @@ async fn too_much_in_work_is_refused_with_a_time_to_wait() {
     let refused = remote.call(call(put("k", "v"))).await.unwrap_err();
     assert!(matches!(refused, Error::Overloaded { retry_after, .. } if !retry_after.is_zero()));
     // Who wants to know why is answered.
-    remote.call(call(Request::Status)).await.unwrap();
+    remote
+        .call(call(Request::Status(StatusQuery::default())))
+        .await
+        .unwrap();
     hanging.abort();
     while remote.call(call(put("k", "v"))).await.is_err() {}
 }

@@ -15,6 +15,7 @@ use crate::types::node::Member;
 use crate::wire::request::NodeStatus;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
+use crate::wire::request::StatusQuery;
 use crate::wire::request::TransferLeader;
 
 /// What every node that can be asked says, and which could not.
@@ -42,7 +43,11 @@ impl Admin {
 
     /// What one node knows: whichever answers first in turn. Cancel-safe.
     pub async fn status(&self, deadline: Option<Duration>) -> Result<NodeStatus> {
-        match self.sender.send(Request::Status, deadline).await? {
+        match self
+            .sender
+            .send(Request::Status(StatusQuery::default()), deadline)
+            .await?
+        {
             Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
@@ -50,7 +55,11 @@ impl Admin {
 
     /// What the node at `address` says of itself; asked once. Cancel-safe.
     pub async fn status_of(&self, address: &str, deadline: Duration) -> Result<NodeStatus> {
-        match self.sender.ask(address, Request::Status, deadline).await? {
+        match self
+            .sender
+            .ask(address, Request::Status(StatusQuery::default()), deadline)
+            .await?
+        {
             Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }

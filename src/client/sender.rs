@@ -29,6 +29,7 @@ use crate::wire::request::Call;
 use crate::wire::request::Channel;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
+use crate::wire::request::StatusQuery;
 
 /// Beyond the deadline that the node was given, so that its own, typed answer still arrives.
 const ATTEMPT_GRACE: Duration = Duration::from_millis(100);
@@ -239,7 +240,11 @@ impl Sender {
     /// A failure is no one's concern: the entry goes on serving.
     async fn learn(&self, address: &str) {
         let answer = self
-            .attempt(address, &Request::Status, LEARN_DEADLINE)
+            .attempt(
+                address,
+                &Request::Status(StatusQuery::default()),
+                LEARN_DEADLINE,
+            )
             .await;
         if let Ok(Response::Status(status)) = answer {
             self.with_routes(|routes| routes.observe(&status));
@@ -317,7 +322,7 @@ fn wanted(request: &Request) -> Wanted {
         Request::Get(get) => (get.key.clone(), get.read),
         Request::BatchGet(get) => (get.keys.first().cloned().unwrap_or_default(), get.read),
         Request::Scan(scan) => (scan.range.start.clone(), scan.read),
-        Request::Status
+        Request::Status(_)
         | Request::Vote(..)
         | Request::Append(..)
         | Request::TakeLead(..)

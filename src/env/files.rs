@@ -191,6 +191,10 @@ impl File for DiskFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        // Taken out by the power cut test alone, to show that it can fail.
+        if cfg!(quorate_without_log_sync) {
+            return Ok(());
+        }
         self.0.sync_data()
     }
 

@@ -17,13 +17,13 @@ use openraft::storage::EntryResponder;
 use openraft::storage::RaftStateMachine;
 use openraft::testing::log::StoreBuilder;
 use openraft::testing::log::Suite;
+use tempfile::TempDir;
 
 use crate::engine::Engine;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::sled;
 use crate::engine::sled::SledEngine;
 use crate::env::files::DiskFiles;
-use crate::env::files::Files;
 use crate::machine::Applied;
 use crate::mvcc::Seen;
 use crate::raft::Group;
@@ -48,7 +48,6 @@ use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
 use crate::shard::Slots;
 use crate::shard::command::Header;
-use crate::testkit::disk::CrashDisk;
 use crate::types::GroupId;
 use crate::types::Key;
 use crate::types::KeyRange;
@@ -86,21 +85,13 @@ enum Ground {
 struct Builder(Ground);
 
 /// Kept for as long as the store is used; the log's thread ends with the last way to it.
-type Kept = (Option<tempfile::TempDir>, Wal);
+type Kept = (TempDir, Wal);
 
 impl StoreBuilder<TypeConfig, LogStore, Logged, Kept> for Builder {
     async fn build(&self) -> Result<(Kept, LogStore, Logged), StorageError<TypeConfig>> {
-        let directory = match self.0 {
-            Ground::Memory => None,
-            Ground::Files => Some(tempfile::tempdir().unwrap()),
-        };
-        let (files, engine) = stores(directory.as_ref().map(tempfile::TempDir::path));
-        let wal = open_wal(
-            files,
-            directory
-                .as_ref()
-                .map_or(Path::new("/"), |directory| directory.path()),
-        );
+        let directory = self.0.directory();
+        let engine = self.0.engine(directory.path());
+        let wal = open_wal(directory.path());
         let log = wal.born(REPLICA, Default::default()).await.unwrap();
         let shadow = wal.born(SHADOW, Default::default()).await.unwrap();
         let hosted = Hosted::new(
@@ -117,28 +108,33 @@ impl StoreBuilder<TypeConfig, LogStore, Logged, Kept> for Builder {
     }
 }
 
-fn stores(directory: Option<&Path>) -> (Arc<dyn Files>, Arc<dyn Engine>) {
-    match directory {
-        None => (
-            Arc::new(CrashDisk::new()),
-            Arc::new(MemoryEngine::default()),
-        ),
-        Some(directory) => {
-            let options = sled::Options {
-                cache_bytes: 8 << 20,
-            };
-            let engine = SledEngine::open(&directory.join("engine"), &options).unwrap();
-            (Arc::new(DiskFiles), Arc::new(engine))
+impl Ground {
+    fn directory(&self) -> TempDir {
+        match self {
+            Ground::Memory => TempDir::new_in("/dev/shm").unwrap(),
+            Ground::Files => TempDir::new().unwrap(),
+        }
+    }
+
+    fn engine(&self, directory: &Path) -> Arc<dyn Engine> {
+        match self {
+            Ground::Memory => Arc::new(MemoryEngine::default()),
+            Ground::Files => {
+                let options = sled::Options {
+                    cache_bytes: 8 << 20,
+                };
+                Arc::new(SledEngine::open(&directory.join("engine"), &options).unwrap())
+            }
         }
     }
 }
 
-fn open_wal(files: Arc<dyn Files>, directory: &Path) -> Wal {
+fn open_wal(directory: &Path) -> Wal {
     let options = wal::Options {
         segment_bytes: wal::SEGMENT_BYTES_MIN,
         ..Default::default()
     };
-    let (wal, writer) = Wal::open(files, &directory.join("wal"), options).unwrap();
+    let (wal, writer) = Wal::open(Arc::new(DiskFiles), &directory.join("wal"), options).unwrap();
     writer.spawn(&wal).unwrap();
     wal
 }
@@ -351,8 +347,9 @@ fn put(round: u64) -> shard::Command {
 /// with everything that was answered, in a later term.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_whose_core_panics_is_reopened_and_has_lost_nothing() {
-    let (files, engine) = stores(None);
-    let wal = open_wal(files, Path::new("/"));
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
     wal.born(REPLICA, Default::default()).await.unwrap();
     let (group, reader) = lone_group(&engine, &wal).await;
     for round in 1..=3 {

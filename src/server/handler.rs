@@ -141,7 +141,7 @@ fn kind(request: &Request) -> RequestKind {
             WriteKind::Keys { .. } => RequestKind::Write,
             WriteKind::Range { .. } => RequestKind::DeleteRange,
         },
-        Request::Status | Request::TransferLeader(_) | Request::Form(_) => RequestKind::Control,
+        Request::Status(_) | Request::TransferLeader(_) | Request::Form(_) => RequestKind::Control,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -172,7 +172,7 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             Ok(Response::Scan(page))
         }
         Request::Write(write) => write_through(host, write, call.deadline, once).await,
-        Request::Status => Ok(Response::Status(Box::new(host.status()))),
+        Request::Status(query) => Ok(Response::Status(Box::new(host.status(query).await?))),
         Request::TransferLeader(transfer) => {
             let group = registry.group(transfer.group)?;
             match group.transfer_leader(transfer.to).await {

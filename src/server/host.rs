@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
 use crate::node::registry::Registry;
@@ -27,6 +28,7 @@ use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
+use crate::wire::request::StatusQuery;
 
 /// Everything that requests need of a node.
 pub struct Host {
@@ -136,7 +138,30 @@ impl Host {
     }
 
     /// What the node says about itself.
-    pub fn status(&self) -> NodeStatus {
+    pub async fn status(&self, query: StatusQuery) -> Result<NodeStatus> {
+        let mut status = self.glance();
+        if query.state_hash {
+            for group in &mut status.groups {
+                self.hash_state(group).await?;
+            }
+        }
+        Ok(status)
+    }
+
+    /// Hashes a shard's state; `applied_index` becomes the position that was hashed.
+    async fn hash_state(&self, status: &mut GroupStatus) -> Result<()> {
+        let GroupId::Shard(shard) = status.group else {
+            return Ok(());
+        };
+        let reader = self.registry.shard(shard)?.reader().clone();
+        let hashed = offload(move || reader.state_hash()).await;
+        let hashed = hashed.map_err(|error| Error::Internal(format!("hash {shard}: {error}")))?;
+        status.state_hash = Some(hashed.hash);
+        status.applied_index = hashed.position.map_or(0, |position| position.index);
+        Ok(())
+    }
+
+    fn glance(&self) -> NodeStatus {
         let groups: Vec<GroupStatus> = self
             .registry
             .groups()

@@ -84,7 +84,8 @@ pub struct Options {
     /// Entries of each group that stay in the log behind a checkpoint, for followers that lag. Default 10,000.
     pub log_entries_kept: u64,
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or per module as in
-    /// `info,quorate::raft=debug`. Default `info`.
+    /// `info,quorate::raft=debug`. Default `info,openraft=error`: Raft warns at each attempt to reach a
+    /// node that is down.
     pub log: String,
     /// `text`, `json`, or `auto`: text on a terminal, else JSON. Default `auto`.
     pub log_format: LogFormat,
@@ -119,7 +120,7 @@ impl Default for Options {
             log_spare_segments: 2,
             log_cache_bytes: Bytes::mebi(64),
             log_entries_kept: 10_000,
-            log: "info".into(),
+            log: "info,openraft=error".into(),
             log_format: LogFormat::Auto,
         }
     }

@@ -26,6 +26,7 @@ use crate::wire::request::NodeStatus;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
 use crate::wire::request::Service;
+use crate::wire::request::StatusQuery;
 
 /// What is run, and where.
 #[derive(Debug, Clone)]
@@ -267,7 +268,7 @@ impl Processes {
 /// A node's status, once it is ready and knows a leader of every group; what is missing otherwise.
 pub async fn ready_status(node: &Arc<dyn Service>) -> Result<NodeStatus, String> {
     let call = Call {
-        request: Request::Status,
+        request: Request::Status(StatusQuery::default()),
         deadline: STATUS_DEADLINE,
         forwarded: false,
         cluster: None,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::codec::record::Place;
 use crate::env::files::File;
 use crate::env::tasks::offload;
+use crate::telemetry::metrics;
 use crate::types::ReplicaId;
 use crate::types::log::LogEntry;
 use crate::wal::Completion;
@@ -439,6 +440,7 @@ impl Writer {
         syncs.count += 1;
         let began = syncs.began.take();
         syncs.last = began.map_or(syncs.last, |began| began.elapsed());
+        metrics::log_synced(syncs.last, round.records.len(), records);
         Ok(())
     }
 

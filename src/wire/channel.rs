@@ -311,7 +311,7 @@ fn write_in(request: &Request) -> Option<RequestId> {
         Request::Get(_)
         | Request::BatchGet(_)
         | Request::Scan(_)
-        | Request::Status
+        | Request::Status(_)
         | Request::TransferLeader(_)
         | Request::ReadPosition(_)
         | Request::Vote(..)
@@ -327,7 +327,7 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::BatchGet(_)
         | Request::Scan(_)
         | Request::Write(_)
-        | Request::Status
+        | Request::Status(_)
         | Request::TransferLeader(_) => &peer.bulk,
         Request::ReadPosition(_)
         | Request::Vote(..)
@@ -398,8 +398,8 @@ impl Outgoing {
                 };
                 Ok(Response::Write(outcome, answered))
             }
-            Request::Status => {
-                let request = cluster::status_request_out(self.cluster);
+            Request::Status(query) => {
+                let request = cluster::status_request_out(query, self.cluster);
                 let response = self.cluster().status(self.wrap(request)).await?;
                 let status = cluster::status_of(response.into_inner())?;
                 Ok(Response::Status(Box::new(status)))

@@ -95,7 +95,7 @@ pub enum Request {
     /// A change.
     Write(Write),
     /// What the node knows of itself and the cluster.
-    Status,
+    Status(StatusQuery),
     /// Hand a group's leadership over.
     TransferLeader(TransferLeader),
     /// From which position on a follower's read is linearizable. For the group's leader.
@@ -185,6 +185,13 @@ pub struct Page {
     pub as_of: Timestamp,
     /// By whom.
     pub answered: Answered,
+}
+
+/// Asks a node for its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatusQuery {
+    /// Whether each shard's whole state is read and hashed, to compare replicas.
+    pub state_hash: bool,
 }
 
 /// Hands leadership over.

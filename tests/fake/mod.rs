@@ -253,7 +253,7 @@ impl State {
             Request::BatchGet(_) => "batch-get",
             Request::Scan(_) => "scan",
             Request::Write(_) => "write",
-            Request::Status => "status",
+            Request::Status(_) => "status",
             Request::TransferLeader(_) => "transfer",
             _ => "other",
         };
@@ -304,7 +304,7 @@ impl State {
                 actual: cluster_id(),
             });
         }
-        if matches!(call.request, Request::Status) {
+        if matches!(call.request, Request::Status(_)) {
             return Ok(Response::Status(Box::new(self.status(node))));
         }
         let Some(leader) = self.leader.filter(|leader| !self.down.contains(leader)) else {

@@ -37,8 +37,11 @@ impl Cluster for ClusterDoor {
         request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
         let entered = self.door.enter(request.metadata())?;
-        let ((), cluster) = cluster::status_request_of(request.get_ref()).map_err(refused)?;
-        let response = self.door.ask(entered, NodeRequest::Status, cluster).await;
+        let (query, cluster) = cluster::status_request_of(request.get_ref()).map_err(refused)?;
+        let response = self
+            .door
+            .ask(entered, NodeRequest::Status(query), cluster)
+            .await;
         match response.map_err(refused)? {
             NodeResponse::Status(status) => Ok(Response::new(cluster::status_out(*status))),
             other => Err(refused(unexpected(&other))),

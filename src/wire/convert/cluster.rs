@@ -24,16 +24,21 @@ use crate::wire::convert::sixteen_bytes;
 use crate::wire::proto::v1;
 use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::StatusQuery;
 use crate::wire::request::TransferLeader;
 
 /// Checks a Status request.
-pub fn status_request_of(request: &v1::StatusRequest) -> Result<Meant<()>> {
-    Ok(((), cluster_of(&request.cluster_id)?))
+pub fn status_request_of(request: &v1::StatusRequest) -> Result<Meant<StatusQuery>> {
+    let query = StatusQuery {
+        state_hash: request.state_hash,
+    };
+    Ok((query, cluster_of(&request.cluster_id)?))
 }
 
 /// A Status request as it is sent.
-pub fn status_request_out(cluster: Option<ClusterId>) -> v1::StatusRequest {
+pub fn status_request_out(query: StatusQuery, cluster: Option<ClusterId>) -> v1::StatusRequest {
     v1::StatusRequest {
+        state_hash: query.state_hash,
         cluster_id: cluster_bytes(cluster),
     }
 }
