@@ -1,6 +1,44 @@
 //! Quorate: a sharded, Raft-replicated, linearizable key-value store in one binary.
 //!
-//! The order of the modules below is the architecture: each uses only those above it.
+//! A *shard* is a range of keys that moves as one. Each is replicated by a Raft *group* of its own; a
+//! *replica* is one node's copy of it. The *placement* group, replicated in the same way, knows the nodes
+//! and where the shards are. Every *node* is one process with one log for all its replicas and one engine
+//! that holds what the log has done. Today a cluster has the placement group and one shard over all keys;
+//! everything that is stored or sent is made for many.
+//!
+//! # What the system promises
+//!
+//! - A write that was answered survives the loss of any minority of its replicas, and a power cut of all.
+//! - Reads and writes are linearizable, through whichever node they enter; weaker reads are asked for by
+//!   name, and their answers say how old they are.
+//! - A write is applied at most once for each request id, and an unknown outcome is never called a
+//!   failure.
+//! - Ids are never used twice, so a wiped disk never votes as the node that it was.
+//!
+//! # One put
+//!
+//! ```text
+//! client::Kv::put              names the write; client::sender finds a node and persists
+//! wire::channel                ---- gRPC ---->
+//! server::grpc                 checks limits
+//! server::handler              one match over every request; sends on to the leader, once
+//! node::proposer               the one owner: stamps, gathers what waits into one entry
+//! raft::Group                  openraft orders it
+//!   wal                        one sync for all that waited     (and the same on the followers)
+//!   raft::state_machine        committed and synced here: applied
+//! shard::apply                 decides the outcome from the state and the command alone
+//! mvcc, engine                 the versions and the applied position in one atomic batch
+//! ```
+//!
+//! The outcome goes back the same way. A linearizable get asks [`node::barrier`] for a position first
+//! and reads when that is applied here. A crash takes at most what was not flushed from the engine; the log
+//! gives it back, since a log entry is given up only behind a flush ([`node::checkpoint`]).
+//!
+//! # The modules
+//!
+//! The list below is the architecture and the reading order: each module uses only those above it. A file
+//! that *decides only* has no task, clock, chance, file or socket in it. openraft is named only in
+//! [`raft`], sled only in `engine/sled.rs`, tonic only in [`wire`] and `server/grpc`.
 
 #![deny(clippy::undocumented_unsafe_blocks)]
 

@@ -107,6 +107,21 @@ pub enum BootError {
         /// The replica.
         replica: ReplicaId,
     },
+    /// The engine has lost what the log no longer holds.
+    #[error(
+        "the engine in {} has {replica} at entry {applied}, and the log is purged up to {purged}: the engine was lost. \
+         Restore the node as a new one: move the data directory away and start with --join", path.display()
+    )]
+    EngineLost {
+        /// The engine's directory.
+        path: PathBuf,
+        /// The replica.
+        replica: ReplicaId,
+        /// The last entry that the engine has applied.
+        applied: u64,
+        /// The last entry that the log has given up.
+        purged: u64,
+    },
     /// A record of a birth that this program does not understand.
     #[error("read the birth of {replica}: {reason}")]
     Birth {
@@ -330,6 +345,7 @@ impl Boot {
             let (engine, slots) = (Arc::clone(engine), Arc::clone(slots));
             let windows = (self.history_retention, self.retry_window);
             let machine = offload(move || birth.open(engine, slots, known.id, windows)).await?;
+            self.check_reach(&log, &machine)?;
             if log.state().vote.is_none() {
                 // The seed stands in term 1; without a vote in it the replica would vote there again.
                 let vote = Vote {
@@ -351,6 +367,25 @@ impl Boot {
             });
         }
         Ok(opened)
+    }
+
+    /// The log must go on where the engine ends: a hole between them was never applied here.
+    fn check_reach(&self, log: &ReplicaLog, machine: &Machine) -> Result<(), BootError> {
+        let applied = machine
+            .as_state_machine()
+            .applied()
+            .position
+            .map_or(0, |at| at.index);
+        let purged = log.state().purged.map_or(0, |purged| purged.index);
+        match purged <= applied {
+            true => Ok(()),
+            false => Err(BootError::EngineLost {
+                path: self.engine_directory.clone(),
+                replica: log.id(),
+                applied,
+                purged,
+            }),
+        }
     }
 
     fn start_tasks(
@@ -438,6 +473,15 @@ struct Opened {
 enum Machine {
     Placement(PlacementMachine),
     Shard(ShardMachine),
+}
+
+impl Machine {
+    fn as_state_machine(&self) -> &dyn StateMachine {
+        match self {
+            Machine::Placement(machine) => machine,
+            Machine::Shard(machine) => machine,
+        }
+    }
 }
 
 impl Birth {
