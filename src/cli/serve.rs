@@ -20,7 +20,6 @@ use crate::server::Running;
 use crate::server::StartError;
 use crate::server::options::LogFormat;
 use crate::telemetry::log;
-use crate::telemetry::metrics;
 
 /// The node failed while it ran, and has to be looked at (`EX_SOFTWARE`).
 pub const EXIT_FATAL: u8 = 70;
@@ -64,7 +63,6 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         LogFormat::Json => log::Format::Json,
     };
     log::install(&options.log, format).map_err(|error| Failure::bad_input(error.to_string()))?;
-    metrics::install();
     let mut stops = Stops::listen(args.stop_on_stdin_close)?;
     info!(name = %options.name, data_dir = %options.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "starting");
     let mut running = tokio::select! {

@@ -195,7 +195,8 @@ pub struct Stores {
     /// The engine; for its figures.
     pub engine: Arc<dyn Engine>,
     writer: wal::WriterHandle,
-    checkpoints: Checkpoints,
+    /// For its age.
+    pub checkpoints: Checkpoints,
 }
 
 impl Boot {
@@ -214,7 +215,7 @@ impl Boot {
 
         let registry = Arc::new(Registry::default());
         let (checkpoints, waiting) = Checkpoints::new();
-        self.start_tasks(&registry, &wal, &engine, waiting, tasks);
+        self.start_tasks(&registry, &wal, &engine, (&checkpoints, waiting), tasks);
         for opened in replicas {
             self.start_replica(opened, &registry, &checkpoints, tasks)
                 .await?;
@@ -393,13 +394,14 @@ impl Boot {
         registry: &Arc<Registry>,
         wal: &Wal,
         engine: &Arc<dyn Engine>,
-        waiting: mpsc::Receiver<oneshot::Sender<()>>,
+        (checkpoints, waiting): (&Checkpoints, mpsc::Receiver<oneshot::Sender<()>>),
         tasks: &mut TaskSet,
     ) {
         let checkpointer = Checkpointer {
             engine: Arc::clone(engine),
             wal: wal.clone(),
             registry: Arc::clone(registry),
+            checkpoints: checkpoints.clone(),
             interval: self.checkpoint_interval,
         };
         tasks.spawn("checkpoint", |stop| checkpointer.run(waiting, stop));
@@ -530,7 +532,6 @@ impl Stores {
         for group in self.registry.groups() {
             group.stop().await;
         }
-        drop(self.checkpoints);
         let engine = Arc::clone(&self.engine);
         offload(move || engine.flush()).await?;
         drop(self.wal);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -39,13 +40,20 @@ type Asker = oneshot::Sender<()>;
 #[derive(Clone)]
 pub struct Checkpoints {
     askers: mpsc::Sender<Asker>,
+    last: watch::Sender<Instant>,
 }
 
 impl Checkpoints {
     /// The handle, and what the task takes its requests from.
     pub fn new() -> (Checkpoints, mpsc::Receiver<Asker>) {
         let (askers, waiting) = mpsc::channel(FLUSHES_WAITING_MAX);
-        (Checkpoints { askers }, waiting)
+        let last = watch::Sender::new(Instant::now());
+        (Checkpoints { askers, last }, waiting)
+    }
+
+    /// How long ago the last checkpoint ended; before the first, how long ago the node started.
+    pub fn age(&self) -> Duration {
+        self.last.borrow().elapsed()
     }
 
     /// Returns when everything applied before the call survives a power cut; never, when the node is
@@ -73,6 +81,8 @@ pub struct Checkpointer {
     pub wal: Wal,
     /// The replicas.
     pub registry: Arc<Registry>,
+    /// Where it says that it has made one.
+    pub checkpoints: Checkpoints,
     /// Time between two checkpoints that nobody asked for.
     pub interval: Duration,
 }
@@ -109,6 +119,7 @@ impl Checkpointer {
             let _ = asker.send(());
         }
         metrics::checkpoint_done(began.elapsed());
+        self.checkpoints.last.send_replace(Instant::now());
         for (group, applied) in covered {
             if timeout(TELL_MAX, group.checkpointed(applied))
                 .await

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::env::clock::Clock;
+use crate::error::Effect;
 use crate::error::Error;
 use crate::error::Result;
 use crate::hlc;
@@ -32,6 +33,8 @@ use crate::shard::command;
 use crate::shard::command::Command;
 use crate::shard::command::Header;
 use crate::telemetry::metrics;
+use crate::telemetry::metrics::ProposalOutcome;
+use crate::telemetry::metrics::Queue;
 use crate::types::Timestamp;
 use crate::types::request::Operation;
 use crate::types::request::Write;
@@ -316,6 +319,8 @@ impl Proposer {
     async fn propose(&mut self, term: u64, batch: Vec<Pending>) {
         let command = self.encode(&batch);
         metrics::entry_proposed(batch.len());
+        metrics::queue_depth(Queue::Writes, self.waiting.len());
+        metrics::queue_depth(Queue::Proposals, self.in_flight.len() + 1);
         match self.group.propose(term, command).await {
             Ok(answer) => self.in_flight.push(land(batch, answer).boxed()),
             Err(error) => answer_all(batch, &error),
@@ -350,6 +355,13 @@ async fn land(batch: Vec<Pending>, answer: BoxFuture<'static, Result<Bytes>>) {
         }
         Err(error) => Err(error),
     };
+    metrics::proposal_done(match &outcomes {
+        Ok(_) => ProposalOutcome::Applied,
+        Err(error) => match error.effect() {
+            Effect::None => ProposalOutcome::Refused,
+            Effect::Unknown => ProposalOutcome::Unknown,
+        },
+    });
     match outcomes {
         Ok(outcomes) if outcomes.len() == batch.len() => {
             for (pending, outcome) in batch.into_iter().zip(outcomes) {

@@ -48,6 +48,7 @@ use crate::raft::state_machine::Fail;
 use crate::raft::state_machine::Flush;
 use crate::raft::state_machine::Hosted;
 use crate::raft::state_machine::SnapshotData;
+use crate::telemetry::metrics;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::Position;
@@ -656,6 +657,7 @@ impl Inner {
             self.leadership.send_if_modified(|known| {
                 let changed = *known != leadership;
                 if changed {
+                    metrics::leader_changed();
                     info!(group = %self.group, replica = %self.replica, term = now.current_term, ?leadership, "leadership");
                 }
                 *known = leadership;

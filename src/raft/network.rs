@@ -36,6 +36,8 @@ use crate::raft::config::Snapshot;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
 use crate::raft::state_machine::SnapshotData;
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::SnapshotWay;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
@@ -234,7 +236,10 @@ impl RaftNetworkV2<TypeConfig> for Sender {
             answer = tokio::time::timeout(option.hard_ttl(), sent) => answer,
         };
         match answer {
-            Ok(Ok(vote)) => Ok(SnapshotResponse::new(convert::to_raft_vote(vote))),
+            Ok(Ok(vote)) => {
+                metrics::snapshot_done(SnapshotWay::Sent);
+                Ok(SnapshotResponse::new(convert::to_raft_vote(vote)))
+            }
             Ok(Err(error)) => Err(to_rpc_error(error).into()),
             Err(_) => Err(
                 RPCError::<TypeConfig>::Unreachable(Unreachable::from_string("snapshot timed out"))

@@ -34,6 +34,8 @@ use crate::raft::config::SnapshotMeta;
 use crate::raft::config::StoredMembership;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::SnapshotWay;
 use crate::types::Position;
 use crate::types::log::LogEntry;
 use crate::wal::ReplicaLog;
@@ -191,6 +193,7 @@ impl Applier {
         let answers = self
             .on_machine(move |machine| machine.apply(&entries))
             .await?;
+        metrics::applied(portion.responders.len());
         self.hosted.publish(Some(last));
         portion.answer(answers)
     }
@@ -295,6 +298,7 @@ impl RaftStateMachine<TypeConfig> for Applier {
         (self.hosted.flush)().await;
         self.hosted.publish(durable.position);
         self.hosted.checkpointed(durable);
+        metrics::snapshot_done(SnapshotWay::Installed);
         Ok(())
     }
 

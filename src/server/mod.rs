@@ -425,6 +425,7 @@ fn watch_node(
     tasks: &mut TaskSet,
 ) {
     let registry = Arc::clone(&stores.registry);
+    let checkpoints = stores.checkpoints.clone();
     let (space, path, ready) = (
         Arc::clone(space),
         directory.path().to_path_buf(),
@@ -437,6 +438,7 @@ fn watch_node(
             let free = offload(move || DiskFiles.free_bytes(&looked)).await?;
             space.found(free);
             metrics::free_space(free);
+            metrics::checkpoint_age(checkpoints.age());
             push_group_figures(&registry);
             metrics::upkeep();
             ready.send_if_modified(|ready| {

@@ -17,6 +17,7 @@ use crate::codec::record::Place;
 use crate::env::files::File;
 use crate::env::tasks::offload;
 use crate::telemetry::metrics;
+use crate::telemetry::metrics::Queue;
 use crate::types::ReplicaId;
 use crate::types::log::LogEntry;
 use crate::wal::Completion;
@@ -256,6 +257,7 @@ impl Writer {
     }
 
     fn try_round(&mut self) -> Result<bool, WalError> {
+        metrics::queue_depth(Queue::LogAppends, self.arrivals.len());
         while let Ok(arrived) = self.arrivals.try_recv() {
             self.arrive(arrived);
         }
@@ -624,6 +626,7 @@ impl Writer {
         }
         self.arrivals.close();
         self.shared.room.close();
+        metrics::queue_depth(Queue::LogAppends, self.arrivals.len());
         while let Ok(arrived) = self.arrivals.try_recv() {
             self.arrive(arrived);
         }

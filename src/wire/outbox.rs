@@ -14,6 +14,8 @@ use std::task::Waker;
 use futures::Stream;
 use prost::Message;
 
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::Queue;
 use crate::wire::proto::v1::AppendFrame;
 
 /// Bytes that may wait before streams hold back further requests. Full: requests stay with whoever
@@ -56,6 +58,7 @@ impl Outbox {
         }
         state.bytes += bytes;
         state.waiting.push_back((frame, bytes));
+        metrics::queue_depth(Queue::Messages, state.waiting.len());
         let writer = state.writer.take();
         drop(state);
         if let Some(writer) = writer {

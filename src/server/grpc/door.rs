@@ -13,6 +13,9 @@ use tonic::metadata::MetadataMap;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::server::grpc::REQUESTS_IN_WORK_MAX;
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::Queue;
 use crate::types::ClusterId;
 use crate::types::RequestId;
 use crate::wire::convert::kv;
@@ -140,6 +143,8 @@ impl Door {
         request: Request,
         cluster: Option<ClusterId>,
     ) -> Result<Response> {
+        let taken = REQUESTS_IN_WORK_MAX.saturating_sub(self.in_work.available_permits());
+        metrics::queue_depth(Queue::Requests, taken);
         let Ok(_in_work) = self.in_work.try_acquire() else {
             return Err(Error::Overloaded {
                 queue: "requests in work".to_owned(),
