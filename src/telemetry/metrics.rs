@@ -436,47 +436,60 @@ pub fn upkeep() {
     }
 }
 
+/// What pushes go to; `None` before [`install`], since a handle made before it counts nowhere for ever.
+fn handles() -> Option<&'static Handles> {
+    RECORDER.get().map(|_| &*HANDLES)
+}
+
 /// A request was answered.
 pub fn request_done(kind: RequestKind, outcome: Outcome, took: Duration) {
-    HANDLES.requests[kind as usize][outcome as usize].increment(1);
-    HANDLES.request_duration[kind as usize].record(took);
+    let Some(handles) = handles() else { return };
+    handles.requests[kind as usize][outcome as usize].increment(1);
+    handles.request_duration[kind as usize].record(took);
 }
 
 /// The log was synced once.
 pub fn log_synced(took: Duration, records: usize, bytes: usize) {
-    HANDLES.log_sync_duration.record(took);
-    HANDLES.log_batch_records.record(records as f64);
-    HANDLES.log_batch_bytes.record(bytes as f64);
+    let Some(handles) = handles() else { return };
+    handles.log_sync_duration.record(took);
+    handles.log_batch_records.record(records as f64);
+    handles.log_batch_bytes.record(bytes as f64);
 }
 
 /// So many client writes went into one entry.
 pub fn entry_proposed(requests: usize) {
-    HANDLES.entry_requests.record(requests as f64);
+    let Some(handles) = handles() else { return };
+    handles.entry_requests.record(requests as f64);
 }
 
 /// A proposal ended.
 pub fn proposal_done(outcome: ProposalOutcome) {
-    HANDLES.proposals[outcome as usize].increment(1);
+    let Some(handles) = handles() else { return };
+    handles.proposals[outcome as usize].increment(1);
 }
 
 /// So many entries went into one batch of the engine.
 pub fn applied(entries: usize) {
-    HANDLES.apply_batch_entries.record(entries as f64);
+    let Some(handles) = handles() else { return };
+    handles.apply_batch_entries.record(entries as f64);
 }
 
 /// A replica here has seen another leader than before.
 pub fn leader_changed() {
-    HANDLES.leader_changes.increment(1);
+    let Some(handles) = handles() else { return };
+    handles.leader_changes.increment(1);
 }
 
 /// A snapshot went out or was installed.
 pub fn snapshot_done(way: SnapshotWay) {
-    HANDLES.snapshots[way as usize].increment(1);
+    let Some(handles) = handles() else { return };
+    handles.snapshots[way as usize].increment(1);
 }
 
 /// The engine was checkpointed.
 pub fn checkpoint_done(took: Duration) {
-    HANDLES.checkpoint_duration.record(took);
+    let Some(handles) = handles() else { return };
+    handles.checkpoint_duration.record(took);
 }
 
 /// How long ago the last checkpoint ended.
@@ -498,7 +511,8 @@ pub fn apply_lag(entries: u64) {
 
 /// So many items wait.
 pub fn queue_depth(queue: Queue, items: usize) {
-    HANDLES.queue_depth[queue as usize].set(items as f64);
+    let Some(handles) = handles() else { return };
+    handles.queue_depth[queue as usize].set(items as f64);
 }
 
 /// Free bytes on the disk with the node's data.
