@@ -62,6 +62,8 @@ pub struct Options {
     /// Entries kept behind a checkpoint, so that a follower that was away briefly catches up from the
     /// log. Default 10,000.
     pub entries_kept: u64,
+    /// And not more bytes than this. Default 256 MiB.
+    pub bytes_kept: u64,
 }
 
 impl Default for Options {
@@ -72,6 +74,7 @@ impl Default for Options {
             election_timeout_max: Duration::from_millis(450),
             snapshot_timeout: Duration::from_secs(600),
             entries_kept: 10_000,
+            bytes_kept: 256 << 20,
         }
     }
 }

@@ -10,6 +10,7 @@ use futures::FutureExt;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use openraft::Instant as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
@@ -138,7 +139,8 @@ struct Inner {
     hosted: Arc<Hosted>,
     network: Network,
     config: Arc<openraft::Config>,
-    entries_kept: u64,
+    /// Entries and bytes that stay in the log behind a checkpoint.
+    kept: (u64, u64),
     /// Replaced when the group is reopened.
     raft: RwLock<Raft>,
     leadership: watch::Sender<Leadership>,
@@ -156,6 +158,7 @@ impl Group {
             group: opening.group,
             from: opening.replica,
             channel: opening.channel,
+            outgoing: Arc::default(),
         };
         let hosted = Hosted::new(opening.machine, opening.flush, opening.fail);
         let raft = start(opening.replica, &config, &network, &opening.log, &hosted).await?;
@@ -166,7 +169,7 @@ impl Group {
             hosted,
             network,
             config,
-            entries_kept: opening.options.entries_kept,
+            kept: (opening.options.entries_kept, opening.options.bytes_kept),
             raft: RwLock::new(raft),
             leadership: watch::Sender::new(Leadership::Following { leader: None }),
             supervisor: Mutex::new(None),
@@ -262,13 +265,12 @@ impl Group {
         };
         self.inner.hosted.checkpointed(applied);
         let raft = self.inner.raft();
-        let upto = position.index.saturating_sub(self.inner.entries_kept);
-        let purged = self
-            .inner
-            .log
-            .state()
-            .purged
-            .map_or(0, |purged| purged.index);
+        let (entries_kept, bytes_kept) = self.inner.kept;
+        let log = &self.inner.log;
+        let spare = log.purgeable(entries_kept, bytes_kept).min(position.index);
+        let outgoing = self.inner.network.outgoing.purgeable();
+        let upto = spare.min(outgoing.unwrap_or(u64::MAX));
+        let purged = log.state().purged.map_or(0, |purged| purged.index);
         // Both fail only if the group has stopped, which its supervisor sees.
         let _ = raft.trigger().snapshot().await;
         if upto > purged {
@@ -301,13 +303,23 @@ impl Group {
         let voters = membership
             .voter_ids()
             .filter(|voter| *voter != self.inner.replica);
-        let candidates =
-            voters.filter(|voter| node.is_none() || membership.get_node(voter).copied() == node);
+        // One that died in a quiet moment has all entries, and must not be chosen for that.
+        let recent = Duration::from_millis(self.inner.config.election_timeout_min);
+        let beats = metrics.heartbeat.unwrap_or_default();
+        let is_alive = |voter: &ReplicaId| match beats.get(voter) {
+            Some(Some(beat)) => beat.elapsed() < recent,
+            Some(None) | None => false,
+        };
+        let asked_for = |voter: &ReplicaId| match node {
+            Some(node) => membership.get_node(voter) == Some(&node),
+            None => is_alive(voter),
+        };
+        let candidates = voters.filter(asked_for);
         let best = candidates.max_by_key(|voter| replication.get(voter).copied().flatten());
         let Some(best) = best else {
             let reason = match node {
                 Some(node) => format!("{node} has no other voter of {}", self.inner.group),
-                None => format!("{} has no other voter", self.inner.group),
+                None => format!("{} has no other voter that answers", self.inner.group),
             };
             return Err(Error::invalid("to", reason));
         };

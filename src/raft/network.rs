@@ -2,6 +2,9 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -27,6 +30,7 @@ use openraft::raft::TransferLeaderRequest;
 use openraft::raft::TransferLeaderResponse;
 use openraft::raft::VoteRequest;
 use openraft::raft::VoteResponse;
+use tokio::time::Instant;
 
 use crate::env::tasks::offload;
 use crate::error::Error;
@@ -40,6 +44,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::SnapshotWay;
 use crate::types::GroupId;
 use crate::types::NodeId;
+use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::wire::request;
 use crate::wire::request::AppendResponse;
@@ -56,6 +61,7 @@ pub(super) struct Network {
     pub(super) group: GroupId,
     pub(super) from: ReplicaId,
     pub(super) channel: Arc<dyn Channel>,
+    pub(super) outgoing: Arc<Outgoing>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -70,6 +76,16 @@ impl RaftNetworkFactory<TypeConfig> for Network {
         Sender {
             route,
             service: self.channel.node(*node),
+            outgoing: Arc::clone(&self.outgoing),
+            beats: false,
+        }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: ReplicaId, node: &NodeId) -> Sender {
+        let sender = self.new_client(target, node).await;
+        Sender {
+            beats: true,
+            ..sender
         }
     }
 }
@@ -79,6 +95,10 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(super) struct Sender {
     route: Route,
     service: Arc<dyn Service>,
+    outgoing: Arc<Outgoing>,
+    /// Whether it carries heartbeats alone. The library sends them as a stream of one append, which
+    /// must not travel with the entries.
+    beats: bool,
 }
 
 impl Sender {
@@ -174,7 +194,7 @@ impl RaftNetworkV2<TypeConfig> for Sender {
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> BoxFuture<
         's,
         Result<
@@ -188,6 +208,11 @@ impl RaftNetworkV2<TypeConfig> for Sender {
             + Unpin
             + 'static,
     {
+        if self.beats {
+            let sender: &'s Sender = self;
+            let answers = input.then(move |rpc| beat(sender, rpc, option.clone()));
+            return async move { Ok(answers.boxed()) }.boxed();
+        }
         let answers = self
             .service
             .append(self.route, input.map(convert::to_append).boxed());
@@ -229,6 +254,7 @@ impl RaftNetworkV2<TypeConfig> for Sender {
             membership_position: applied.membership_position,
             membership: applied.membership,
         };
+        let _held = self.outgoing.hold(header.position);
         let sent = self.service.snapshot(header, chunks(source));
         let answer = tokio::select! {
             biased;
@@ -268,6 +294,72 @@ impl RaftNetworkV2<TypeConfig> for Sender {
                 Err(RPCError::Network(NetworkError::from_string("refused")))
             }
             other => Err(unexpected(&other)),
+        }
+    }
+}
+
+async fn beat(
+    sender: &Sender,
+    rpc: AppendEntriesRequest<TypeConfig>,
+    option: RPCOption,
+) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+    let request = Request::Append(sender.route, convert::to_append(rpc));
+    match sender.call(request, &option).await? {
+        Response::Append(answer) => Ok(to_stream_result(answer)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// How long the log behind a snapshot is kept after it was sent: the receiver goes on from there.
+const OUTGOING_LINGER: Duration = Duration::from_secs(30);
+
+/// Positions of the snapshots that are being sent or were sent just now. The log behind them is not purged,
+/// or the receiver would need another snapshot as soon as it has this one, for as long as writes go on.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    held: Mutex<Vec<Held>>,
+}
+
+struct Held {
+    index: u64,
+    /// `None` while it is being sent.
+    until: Option<Instant>,
+}
+
+impl Outgoing {
+    /// Holds the log behind `position` until the guard is dropped, and a while longer.
+    fn hold(self: &Arc<Self>, position: Option<Position>) -> HeldOutgoing {
+        let index = position.map_or(0, |position| position.index);
+        self.lock().push(Held { index, until: None });
+        HeldOutgoing {
+            outgoing: Arc::clone(self),
+            index,
+        }
+    }
+
+    /// The last entry that may be purged; `None` when nothing is held.
+    pub(super) fn purgeable(&self) -> Option<u64> {
+        let mut held = self.lock();
+        held.retain(|held| held.until.is_none_or(|until| Instant::now() < until));
+        held.iter().map(|held| held.index).min()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Held>> {
+        self.held.lock().expect("nothing panics under this lock")
+    }
+}
+
+struct HeldOutgoing {
+    outgoing: Arc<Outgoing>,
+    index: u64,
+}
+
+impl Drop for HeldOutgoing {
+    fn drop(&mut self) {
+        let mut held = self.outgoing.lock();
+        let sent = |held: &&mut Held| held.index == self.index && held.until.is_none();
+        if let Some(held) = held.iter_mut().find(sent) {
+            held.until = Some(Instant::now() + OUTGOING_LINGER);
         }
     }
 }

@@ -123,7 +123,10 @@ impl Slots {
         };
         for piece in self.clear_list()? {
             let in_use = self.lock().in_use.contains(&piece.slot);
-            if !in_use && self.held(&piece).is_none() {
+            // A snapshot may have been installed there since the list was read: its batch takes the slot
+            // off the list before the slot counts as unused.
+            let listed = layout::clear(piece.slot, &piece.range);
+            if !in_use && self.held(&piece).is_none() && self.engine.get(&listed)?.is_some() {
                 return self.clear_portion(&piece).map(|()| true);
             }
         }

@@ -131,6 +131,17 @@ impl Index {
         inside.next().map(|(index, _)| *index)
     }
 
+    /// The last entry behind the newest ones that have at most so many entries and bytes; 0 if none is.
+    pub(super) fn purgeable(&self, entries_kept: u64, bytes_kept: u64) -> u64 {
+        let (mut entries, mut bytes) = (0, 0);
+        let surplus = self.entries.iter().rev().find(|(_, slot)| {
+            entries += 1;
+            bytes += u64::from(slot.bytes);
+            entries > entries_kept || bytes > bytes_kept
+        });
+        surplus.map_or(0, |(index, _)| *index)
+    }
+
     /// What, beside entries, stands in `segment` and must stand in a newer one before that goes.
     pub(super) fn state_in(&self, segment: u64) -> Option<Record> {
         let inside = |location: &Location| location.segment == segment;

@@ -385,6 +385,13 @@ impl ReplicaLog {
         })
     }
 
+    /// The last entry that may be purged when so many entries and bytes stay; 0 if all stay. Looks at what
+    /// is synced.
+    pub fn purgeable(&self, entries_kept: u64, bytes_kept: u64) -> u64 {
+        self.replica
+            .with_logged(|index| index.purgeable(entries_kept, bytes_kept))
+    }
+
     /// The entries in `range` that there are, until they have `bytes_max` payload bytes; at least one
     /// if there is one. May block on the disk, never on a sync.
     pub fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<LogEntry>> {
