@@ -3,6 +3,8 @@
 //! Raft carries opaque bytes and hands them over in order; a [`StateMachine`] turns them into changes
 //! of the engine. A shard is one, placement is the other.
 
+use std::any::Any;
+
 use bytes::Bytes;
 
 use crate::types::Position;
@@ -84,4 +86,6 @@ pub struct Received {
     pub slot: Option<u64>,
     /// What belongs to the snapshot beside the slot's keys, in the machine's own encoding.
     pub state: Bytes,
+    /// Keeps the slot from being cleared; dropped without an installation, it gives the slot up.
+    pub hold: Option<Box<dyn Any + Send>>,
 }

@@ -127,12 +127,12 @@ fn the_environment_is_above_the_file_and_below_the_flags() {
         let options = load(&format!("--config {path} --initial-cluster-token flag")).unwrap();
         assert_eq!(options.name, "variable");
         assert_eq!(options.initial_cluster_token, "flag");
-        assert_eq!(options.retry_window, Duration::from_secs(7));
+        assert_eq!(options.drain_timeout, Duration::from_secs(7));
         assert_eq!(options.log, "debug");
         assert!(options.insecure);
         return;
     }
-    let file = toml("name = \"file\"\nretry_window = \"7s\"\ninitial_cluster_token = \"file\"\n");
+    let file = toml("name = \"file\"\ndrain_timeout = \"7s\"\ninitial_cluster_token = \"file\"\n");
     let child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -237,7 +237,6 @@ fn options_that_make_no_sense_together_are_refused_with_the_way_out() {
         "--election-timeout-max 300ms",
         &["election_timeout_max", "election_timeout_min (300ms)"],
     );
-    refused("--retry-window 11m", &["retry_window", "history_retention"]);
     refused("--name two/words", &["name", "letters"]);
     refused(
         "--name n9 --initial-cluster n1=a:1",

@@ -39,7 +39,7 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
 
-    /// What is logged: error, warn, info, debug, trace, or info,quorate::raft=debug [default: info]
+    /// What is logged: error, warn, info, debug, trace, or info,quorate::raft=debug [default: info,openraft=error]
     #[arg(
         long,
         value_name = "FILTER",
@@ -173,26 +173,6 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_bytes: Option<String>,
 
-    /// How long overwritten values stay readable [default: 10m]
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "QUORATE_HISTORY_RETENTION",
-        help_heading = "Tuning"
-    )]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub history_retention: Option<String>,
-
-    /// How long a write's outcome is remembered for a repeat; fixed when the cluster forms [default: 5m]
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "QUORATE_RETRY_WINDOW",
-        help_heading = "Tuning"
-    )]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retry_window: Option<String>,
-
     /// With less free disk than this, client writes are refused [default: 256MiB]
     #[arg(
         long,
@@ -242,16 +222,6 @@ pub struct ServeFlags {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_interval: Option<String>,
-
-    /// And how much may be written to the log meanwhile [default: 64MiB]
-    #[arg(
-        long,
-        value_name = "SIZE",
-        env = "QUORATE_CHECKPOINT_BYTES",
-        help_heading = "Tuning"
-    )]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpoint_bytes: Option<String>,
 
     /// Size of one log segment, 8MiB to 1GiB [default: 32MiB]
     #[arg(

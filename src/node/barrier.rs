@@ -64,14 +64,27 @@ impl Barrier {
 async fn serve(group: Group, channel: Arc<dyn Channel>, mut waiting: mpsc::Receiver<Reader>) {
     let mut readers = Vec::new();
     while waiting.recv_many(&mut readers, READERS_WAITING_MAX).await > 0 {
-        let position = match timeout(ROUND_MAX, round(&group, &channel)).await {
-            Ok(position) => position,
-            Err(_) => Err(Error::unavailable(group.id(), "its leader does not answer")),
-        };
+        let position = bounded_round(&group, &channel).await;
         for reader in readers.drain(..) {
             // A reader that has gone needs no answer.
             let _ = reader.send(position.clone());
         }
+    }
+}
+
+/// A round, given up when somebody else leads: a leader that has died answers nobody.
+async fn bounded_round(group: &Group, channel: &Arc<dyn Channel>) -> Result<Position> {
+    let mut leadership = group.leadership();
+    leadership.mark_unchanged();
+    tokio::select! {
+        biased;
+        position = timeout(ROUND_MAX, round(group, channel)) => position.unwrap_or_else(|_| {
+            Err(Error::unavailable(group.id(), "its leader does not answer"))
+        }),
+        _ = leadership.changed() => Err(Error::NotLeader {
+            group: group.id(),
+            leader: None,
+        }),
     }
 }
 

@@ -164,10 +164,6 @@ pub struct Boot {
     pub engine_directory: PathBuf,
     /// Memory for the engine's cache, in bytes.
     pub cache_bytes: u64,
-    /// How long history is kept.
-    pub history_retention: Duration,
-    /// How long outcomes are remembered.
-    pub retry_window: Duration,
     /// Time between two checkpoints.
     pub checkpoint_interval: Duration,
     /// The disk.
@@ -344,9 +340,9 @@ impl Boot {
                     }
                 })?;
             let (engine, slots) = (Arc::clone(engine), Arc::clone(slots));
-            let windows = (self.history_retention, self.retry_window);
-            let machine = offload(move || birth.open(engine, slots, known.id, windows)).await?;
+            let machine = offload(move || birth.open(engine, slots, known.id)).await?;
             self.check_reach(&log, &machine)?;
+            self.cut_behind_snapshot(&log, &machine).await?;
             if log.state().vote.is_none() {
                 // The seed stands in term 1; without a vote in it the replica would vote there again.
                 let vote = Vote {
@@ -386,6 +382,27 @@ impl Boot {
                 applied,
                 purged,
             }),
+        }
+    }
+
+    /// A crash between a snapshot's installation and the purge behind it leaves entries below the snapshot;
+    /// what is appended next would not follow them.
+    async fn cut_behind_snapshot(
+        &self,
+        log: &ReplicaLog,
+        machine: &Machine,
+    ) -> Result<(), BootError> {
+        let applied = machine.as_state_machine().applied().position;
+        let ends = log.state().last.map(|last| last.index);
+        match applied {
+            Some(applied) if ends.is_some_and(|ends| ends < applied.index) => {
+                let purged = log.purge(applied).await;
+                purged.map_err(|error| BootError::Files {
+                    what: "purge the log behind a snapshot".to_string(),
+                    error,
+                })
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -494,7 +511,6 @@ impl Birth {
         engine: Arc<dyn Engine>,
         slots: Arc<Slots>,
         replica: ReplicaId,
-        (history_retention, retry_window): (Duration, Duration),
     ) -> Result<Machine, MachineError> {
         let begins = |membership| Applied {
             position: Some(SEED),
@@ -513,9 +529,8 @@ impl Birth {
                 descriptor,
                 members,
             } => {
-                let mut seed = Seed::new(descriptor, begins(members));
-                seed.history_retention_ms = history_retention.as_millis() as u64;
-                seed.retry_window_ms = retry_window.as_millis() as u64;
+                // Its windows are the same on every node, or replicas would part ways.
+                let seed = Seed::new(descriptor, begins(members));
                 shard::seed(&engine, &slots, replica, seed)?;
                 ShardMachine::open(engine, slots, replica)?
                     .map(Machine::Shard)

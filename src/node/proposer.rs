@@ -66,7 +66,8 @@ impl Pending {
     fn bytes(&self) -> usize {
         match &self.write.kind {
             WriteKind::Keys { operations, .. } => operations.iter().map(operation_bytes).sum(),
-            WriteKind::Range { .. } => 0,
+            // As much work as a full entry: it has one of its own.
+            WriteKind::Range { .. } => ENTRY_BYTES_MAX,
         }
     }
 
@@ -96,6 +97,7 @@ pub struct Proposer {
     gathered_bytes: usize,
     /// Writes whose id is ahead of our clock, by the millisecond at which they are due.
     early: BTreeMap<u64, Vec<Pending>>,
+    early_count: usize,
     in_flight: FuturesUnordered<BoxFuture<'static, ()>>,
 }
 
@@ -110,6 +112,16 @@ enum Role {
     },
     /// Propose in this term.
     Leading { term: u64 },
+}
+
+impl Role {
+    /// Ends with the barrier; never, when none is under way. Cancel-safe.
+    async fn prepared(&mut self) -> Event {
+        match self {
+            Role::Preparing { term, barrier } => Event::Prepared(*term, barrier.await),
+            Role::Following | Role::Leading { .. } => futures::future::pending().await,
+        }
+    }
 }
 
 enum Event {
@@ -142,6 +154,7 @@ impl Proposer {
             gathered: Vec::new(),
             gathered_bytes: 0,
             early: BTreeMap::new(),
+            early_count: 0,
             in_flight: FuturesUnordered::new(),
         }
     }
@@ -154,7 +167,7 @@ impl Proposer {
                 return;
             }
             self.handle(event);
-            if let Some((term, batch)) = self.take_batch() {
+            while let Some((term, batch)) = self.take_batch() {
                 self.propose(term, batch).await;
             }
         }
@@ -162,13 +175,8 @@ impl Proposer {
 
     /// Cancel-safe in every arm: nothing is taken without becoming an event.
     async fn next(&mut self) -> Event {
-        let room = self.gathered.len() < ENTRY_WRITES_MAX && self.gathered_bytes < ENTRY_BYTES_MAX;
-        let (preparing, mut barrier) = match &mut self.role {
-            Role::Preparing { term, barrier } => (Some(*term), barrier.left_future()),
-            Role::Following | Role::Leading { .. } => {
-                (None, futures::future::pending().boxed().right_future())
-            }
-        };
+        let room = self.has_room();
+        let preparing = matches!(self.role, Role::Preparing { .. });
         let due = self.early.keys().next().copied();
         let wait = due.map_or(Duration::MAX, |due| {
             Duration::from_millis(due.saturating_sub(self.clock.wall_ms()))
@@ -179,16 +187,18 @@ impl Proposer {
                 Ok(()) => Event::LeadershipChanged,
                 Err(_) => Event::Stopped,
             },
-            prepared = &mut barrier, if preparing.is_some() => {
-                Event::Prepared(preparing.expect("the guard above"), prepared)
-            }
+            prepared = self.role.prepared(), if preparing => prepared,
             Some(()) = self.in_flight.next(), if !self.in_flight.is_empty() => Event::Landed,
             () = sleep(wait), if due.is_some() => Event::Due,
-            pending = self.waiting.recv(), if room && preparing.is_none() => match pending {
+            pending = self.waiting.recv(), if room && !preparing => match pending {
                 Some(pending) => Event::Arrived(pending),
                 None => Event::Stopped,
             },
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.gathered.len() < ENTRY_WRITES_MAX && self.gathered_bytes < ENTRY_BYTES_MAX
     }
 
     fn handle(&mut self, event: Event) {
@@ -199,7 +209,7 @@ impl Proposer {
             // Not the leader after all, or no quorum: the next change of leadership decides; until then
             // the barrier is tried again, since a leader without a recent quorum may get it back.
             Event::Prepared(term, Err(_)) => self.prepare(term, Duration::from_millis(20)),
-            Event::Arrived(pending) => self.arrive(pending),
+            Event::Arrived(pending) => self.arrive_all(pending),
             Event::Due => self.admit_early(),
         }
     }
@@ -245,7 +255,22 @@ impl Proposer {
         self.role = Role::Leading { term };
     }
 
+    /// Takes what has arrived together, so that one wake-up serves it all.
+    fn arrive_all(&mut self, first: Pending) {
+        self.arrive(first);
+        while self.has_room() {
+            match self.waiting.try_recv() {
+                Ok(pending) => self.arrive(pending),
+                Err(_) => return,
+            }
+        }
+    }
+
     fn arrive(&mut self, pending: Pending) {
+        if pending.outcome.is_closed() {
+            // Its caller has given up, and was told that it may have happened: it need not.
+            return;
+        }
         if !matches!(self.role, Role::Leading { .. }) {
             let refusal = self.not_leader();
             return pending.answer(Err(refusal));
@@ -256,18 +281,30 @@ impl Proposer {
                 wait: Duration::from_millis(due - now),
             }));
         }
-        if due > now {
-            return self.early.entry(due).or_default().push(pending);
+        match due > now {
+            true => self.wait_for_clock(due, pending),
+            false => self.gather(pending),
         }
-        self.gather(pending);
+    }
+
+    fn wait_for_clock(&mut self, due: u64, pending: Pending) {
+        if self.early_count >= WRITES_WAITING_MAX {
+            return pending.answer(Err(Error::Overloaded {
+                queue: "writes ahead of the cluster's clock".to_string(),
+                retry_after: Duration::from_millis(100),
+            }));
+        }
+        self.early_count += 1;
+        self.early.entry(due).or_default().push(pending);
     }
 
     fn admit_early(&mut self) {
         let later = self.early.split_off(&(self.clock.wall_ms() + 1));
         let due = std::mem::replace(&mut self.early, later);
-        due.into_values()
-            .flatten()
-            .for_each(|pending| self.gather(pending));
+        for pending in due.into_values().flatten() {
+            self.early_count -= 1;
+            self.arrive(pending);
+        }
     }
 
     fn gather(&mut self, pending: Pending) {
@@ -289,6 +326,7 @@ impl Proposer {
     fn refuse_gathered(&mut self) {
         let refusal = self.not_leader();
         self.gathered_bytes = 0;
+        self.early_count = 0;
         let early = std::mem::take(&mut self.early).into_values().flatten();
         for pending in self.gathered.drain(..).chain(early) {
             pending.answer(Err(refusal.clone()));
@@ -300,8 +338,7 @@ impl Proposer {
         let Role::Leading { term } = self.role else {
             return None;
         };
-        let full =
-            self.gathered.len() >= ENTRY_WRITES_MAX || self.gathered_bytes >= ENTRY_BYTES_MAX;
+        let full = !self.has_room();
         let limit = if full {
             ENTRIES_IN_FLIGHT_MAX
         } else {
@@ -312,8 +349,23 @@ impl Proposer {
         if self.gathered.is_empty() || self.in_flight.len() >= limit || more {
             return None;
         }
-        self.gathered_bytes = 0;
-        Some((term, std::mem::take(&mut self.gathered)))
+        Some((term, self.cut_batch()))
+    }
+
+    /// The first of what is gathered, as much as an entry takes; at least one write.
+    fn cut_batch(&mut self) -> Vec<Pending> {
+        let (mut count, mut bytes) = (0, 0);
+        for pending in &self.gathered {
+            let more = pending.bytes();
+            if count > 0 && (count >= ENTRY_WRITES_MAX || bytes + more > ENTRY_BYTES_MAX) {
+                break;
+            }
+            count += 1;
+            bytes += more;
+        }
+        let rest = self.gathered.split_off(count);
+        self.gathered_bytes -= bytes;
+        std::mem::replace(&mut self.gathered, rest)
     }
 
     async fn propose(&mut self, term: u64, batch: Vec<Pending>) {

@@ -341,6 +341,7 @@ impl SnapshotSink for Sink {
         Ok(Received {
             slot: None,
             state: self.state.into(),
+            hold: None,
         })
     }
 }

@@ -31,6 +31,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::metrics::RequestKind;
 use crate::types::ClusterId;
+use crate::types::Key;
 use crate::types::log::Vote;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
@@ -97,8 +98,8 @@ impl Handler {
             Request::Write(write) => Some(write.id),
             _ => None,
         };
-        let began = Instant::now();
-        let answer = match timeout(call.deadline, serve(host, call.clone())).await {
+        let (began, deadline) = (Instant::now(), call.deadline);
+        let answer = match timeout(deadline, serve(host, call)).await {
             Ok(answer) => answer,
             Err(_) => Err(match write {
                 Some(request) => Error::Unknown {
@@ -107,7 +108,7 @@ impl Handler {
                 },
                 None => Error::Timeout {
                     what: kind.as_str().to_string(),
-                    after: call.deadline,
+                    after: deadline,
                 },
             }),
         };
@@ -151,10 +152,17 @@ fn kind(request: &Request) -> RequestKind {
 
 async fn serve(host: &Host, call: Call) -> Result<Response> {
     let once = call.forwarded;
+    let until = Instant::now() + call.deadline;
     let registry = &host.registry;
+    if !once && first_key(&call.request).is_some_and(|key| registry.shard_of(key).is_err()) {
+        return persist(once, until, async || {
+            host.ask_home(call.request.clone(), until).await
+        })
+        .await;
+    }
     match call.request {
         Request::Get(get) => {
-            let (found, answered) = persist(once, async || {
+            let (found, answered) = persist(once, until, async || {
                 registry.shard_of(&get.key)?.get(get.clone()).await
             })
             .await?;
@@ -163,15 +171,15 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
         Request::BatchGet(get) => {
             let replica = host.shard_of_all(get.keys.iter())?;
             let (found, answered) =
-                persist(once, async || replica.batch_get(get.clone()).await).await?;
+                persist(once, until, async || replica.batch_get(get.clone()).await).await?;
             Ok(Response::BatchGet(found, answered))
         }
         Request::Scan(scan) => {
             let replica = registry.shard_of(&scan.range.start)?;
-            let page = persist(once, async || replica.scan(scan.clone()).await).await?;
+            let page = persist(once, until, async || replica.scan(scan.clone()).await).await?;
             Ok(Response::Scan(page))
         }
-        Request::Write(write) => write_through(host, write, call.deadline, once).await,
+        Request::Write(write) => write_through(host, write, until, once).await,
         Request::Status(query) => Ok(Response::Status(Box::new(host.status(query).await?))),
         Request::TransferLeader(transfer) => {
             let group = registry.group(transfer.group)?;
@@ -208,9 +216,31 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
     }
 }
 
-/// Tries again what had no effect and may succeed elsewhere or later. Ends with the caller's deadline,
-/// which drops it.
-async fn persist<T, Attempt>(once: bool, mut attempt: impl FnMut() -> Attempt) -> Result<T>
+/// The key by which the shard of a request is found; `None` where it is not for a shard.
+fn first_key(request: &Request) -> Option<&Key> {
+    match request {
+        Request::Get(get) => Some(&get.key),
+        Request::BatchGet(get) => get.keys.first(),
+        Request::Scan(scan) => Some(&scan.range.start),
+        Request::Write(write) => Some(write.first_key()),
+        Request::Status(_)
+        | Request::TransferLeader(_)
+        | Request::ReadPosition(_)
+        | Request::Vote(..)
+        | Request::Append(..)
+        | Request::TakeLead(..)
+        | Request::Form(_) => None,
+    }
+}
+
+/// Tries again what had no effect and may succeed elsewhere or later. When no time is left for another
+/// attempt, the last refusal is the answer: it says more than that the deadline passed. Full queues and
+/// clocks are the caller's to wait for.
+async fn persist<T, Attempt>(
+    once: bool,
+    until: Instant,
+    mut attempt: impl FnMut() -> Attempt,
+) -> Result<T>
 where
     Attempt: Future<Output = Result<T>>,
 {
@@ -225,23 +255,18 @@ where
             Advice::RetryAfter(pause) => pause.clamp(ATTEMPT_PAUSE, ATTEMPT_PAUSE_MAX),
             Advice::Fix | Advice::Stop => return Err(error),
         };
-        if matches!(error, Error::Overloaded { .. }) {
+        let callers = matches!(error, Error::Overloaded { .. } | Error::ClockAhead { .. });
+        if callers || Instant::now() + pause >= until {
             return Err(error);
         }
         sleep(pause).await;
     }
 }
 
-async fn write_through(
-    host: &Host,
-    write: Write,
-    deadline: Duration,
-    once: bool,
-) -> Result<Response> {
+async fn write_through(host: &Host, write: Write, until: Instant, once: bool) -> Result<Response> {
     let replica = host.shard_of_write(&write)?;
     host.check_space(&write)?;
-    let until = Instant::now() + deadline;
-    persist(once, async || {
+    persist(once, until, async || {
         write_once(host, &replica, write.clone(), until, once).await
     })
     .await

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::types::node::Member;
 use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
+use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
 use crate::wire::request::GroupStatus;
@@ -38,6 +40,8 @@ pub struct Host {
     pub member: Member,
     /// Every node of the cluster.
     pub members: Vec<Member>,
+    /// Where the shard's replicas are.
+    pub home: Home,
     /// Its replicas.
     pub registry: Arc<Registry>,
     /// The way to the others.
@@ -46,6 +50,42 @@ pub struct Host {
     pub started: Instant,
     /// Free space on its disk.
     pub space: Arc<Space>,
+}
+
+/// Where the first shard lives, for a node that has no replica of it.
+pub struct Home {
+    shard: ShardDescriptor,
+    /// The replica asked last: the leader, as soon as somebody has named it.
+    favourite: AtomicUsize,
+}
+
+impl Home {
+    /// The home of a shard.
+    pub fn new(shard: ShardDescriptor) -> Home {
+        Home {
+            shard,
+            favourite: AtomicUsize::new(0),
+        }
+    }
+
+    fn node(&self) -> NodeId {
+        let replicas = &self.shard.replicas;
+        replicas[self.favourite.load(Ordering::Relaxed) % replicas.len()].node
+    }
+
+    /// After an error: the leader that it names, or else the next replica.
+    fn learn(&self, error: &Error) {
+        let named = match error {
+            Error::NotLeader { leader, .. } => *leader,
+            _ => None,
+        };
+        let replicas = self.shard.replicas.iter();
+        let place =
+            named.and_then(|named| replicas.clone().position(|replica| replica.node == named));
+        let next = self.favourite.load(Ordering::Relaxed) + 1;
+        self.favourite
+            .store(place.unwrap_or(next), Ordering::Relaxed);
+    }
 }
 
 /// Free space, as last looked at.
@@ -127,6 +167,16 @@ impl Host {
             cluster: Some(self.identity.cluster),
         };
         self.channel.node(to).call(call).await
+    }
+
+    /// Sends a request for a shard without a replica here to one that has it.
+    pub async fn ask_home(&self, request: Request, until: Instant) -> Result<Response> {
+        let left = until.saturating_duration_since(Instant::now());
+        let answer = self.forward(self.home.node(), request, left).await;
+        if let Err(error) = &answer {
+            self.home.learn(error);
+        }
+        answer
     }
 
     /// For a follower's read. Only a leader answers.

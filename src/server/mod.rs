@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -47,6 +48,7 @@ use crate::raft::Leadership;
 use crate::server::grpc::Doors;
 use crate::server::grpc::Stop;
 use crate::server::handler::Handler;
+use crate::server::host::Home;
 use crate::server::host::Host;
 use crate::server::host::Space;
 use crate::server::http::Check;
@@ -125,11 +127,13 @@ pub struct Running {
     /// Where health and metrics are served.
     pub http_address: SocketAddr,
     drain_timeout: Duration,
+    draining: CancellationToken,
     ready: watch::Sender<bool>,
     doors: TaskSet,
     tasks: TaskSet,
     stores: Stores,
-    consensus: Runtime,
+    // Ends when the rest has ended.
+    _consensus: Consensus,
     // Held until everything has ended: a second process must not open the directory before.
     _directory: DataDirectory,
 }
@@ -149,8 +153,9 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let channel: Arc<dyn Channel> = Arc::new(GrpcChannel::of_node(identity.clone()));
     let handler = Handler::new();
     let (ready, readiness) = watch::channel(false);
+    let draining = CancellationToken::new();
     let mut doors = TaskSet::new();
-    open_probes(http, &handler, &mut doors);
+    open_probes(http, &handler, &draining, &mut doors);
     let grpc = Doors::new(Arc::new(handler.clone()), new_request_id);
     open_nodes(nodes, &grpc, &identity, options.drain_timeout, &mut doors);
 
@@ -180,7 +185,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     );
     let stores = boot.open(&mut tasks).await?;
     let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
-    watch_node(&stores, &space, &directory, &ready, &mut tasks);
+    let told = (&ready, &draining);
+    watch_node(&stores, &space, &directory, told, &mut tasks);
     let member = layout
         .members
         .iter()
@@ -191,6 +197,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         member: member
             .ok_or_else(|| StartError::Internal("the list has no entry for this node".into()))?,
         members: layout.members,
+        home: Home::new(layout.shard),
         registry: Arc::clone(&stores.registry),
         channel,
         started: Instant::now(),
@@ -203,11 +210,12 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         node_address: addresses.1,
         http_address: addresses.2,
         drain_timeout: options.drain_timeout,
+        draining,
         ready,
         doors,
         tasks,
         stores,
-        consensus,
+        _consensus: consensus,
         _directory: directory,
     })
 }
@@ -224,12 +232,12 @@ impl Running {
     /// Stops in order: readiness off, leaders handed over, requests ended, replicas stopped, engine
     /// flushed, log closed.
     pub async fn stop(self) -> Result<(), StartError> {
+        self.draining.cancel();
         self.ready.send_replace(false);
         hand_over(&self.stores.registry).await;
         let drained = self.doors.stop(self.drain_timeout).await;
         let ended = self.tasks.stop(TASK_STOP_MAX).await;
         self.stores.close().await?;
-        self.consensus.shutdown_background();
         drained
             .and(ended)
             .map_err(|failure| StartError::Internal(failure.to_string()))
@@ -257,13 +265,36 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
         .map_err(|error| StartError::Internal(format!("ask for a port's address: {error}")))
 }
 
-fn consensus_runtime() -> Result<Runtime, StartError> {
+/// The threads of the groups. They may be given up anywhere: a runtime as such must not be dropped by a
+/// task.
+struct Consensus(Option<Runtime>);
+
+impl Consensus {
+    fn handle(&self) -> Handle {
+        self.0
+            .as_ref()
+            .expect("taken only when it is dropped")
+            .handle()
+            .clone()
+    }
+}
+
+impl Drop for Consensus {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn consensus_runtime() -> Result<Consensus, StartError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let built = builder
         .worker_threads(CONSENSUS_THREADS)
         .thread_name("consensus")
         .enable_all()
         .build();
+    let built = built.map(|runtime| Consensus(Some(runtime)));
     built.map_err(|error| StartError::Internal(format!("start the threads of the groups: {error}")))
 }
 
@@ -298,7 +329,7 @@ fn boot(
     layout: InitialLayout,
     directory: &DataDirectory,
     channel: Arc<dyn Channel>,
-    consensus: &Runtime,
+    consensus: &Consensus,
 ) -> Boot {
     Boot {
         node,
@@ -307,8 +338,6 @@ fn boot(
         wal_directory: directory.wal(),
         engine_directory: directory.engine(),
         cache_bytes: options.cache_bytes.0,
-        history_retention: options.history_retention,
-        retry_window: options.retry_window,
         checkpoint_interval: options.checkpoint_interval,
         files: Arc::new(DiskFiles),
         clock: Clock::system(),
@@ -326,7 +355,7 @@ fn boot(
             entries_kept: options.log_entries_kept,
             ..Default::default()
         },
-        consensus: consensus.handle().clone(),
+        consensus: consensus.handle(),
         fail: broken(),
     }
 }
@@ -339,9 +368,14 @@ fn broken() -> Fail {
     })
 }
 
-fn open_probes(listener: TcpListener, handler: &Handler, doors: &mut TaskSet) {
-    let asked = handler.clone();
-    let checks = Arc::new(move || readiness(&asked));
+fn open_probes(
+    listener: TcpListener,
+    handler: &Handler,
+    draining: &CancellationToken,
+    doors: &mut TaskSet,
+) {
+    let (asked, draining) = (handler.clone(), draining.clone());
+    let checks = Arc::new(move || readiness(&asked, &draining));
     doors.spawn("http", |stop| async move {
         http::serve(listener, checks, stop.cancelled_owned()).await?;
         Ok(())
@@ -383,7 +417,7 @@ fn new_request_id() -> RequestId {
     RequestId::new(Clock::system().wall_ms(), Chance.bytes())
 }
 
-fn readiness(handler: &Handler) -> Vec<Check> {
+fn readiness(handler: &Handler, draining: &CancellationToken) -> Vec<Check> {
     let host = match handler.host() {
         Ok(host) => host,
         Err(error) => {
@@ -407,6 +441,16 @@ fn readiness(handler: &Handler) -> Vec<Check> {
         }
     };
     let mut checks: Vec<Check> = host.registry.groups().iter().map(group).collect();
+    checks.push(Check {
+        name: "running".into(),
+        ok: !draining.is_cancelled(),
+        detail: if draining.is_cancelled() {
+            "stopping"
+        } else {
+            "not stopping"
+        }
+        .into(),
+    });
     let free = host.space.free_bytes();
     checks.push(Check {
         name: "disk".into(),
@@ -421,16 +465,13 @@ fn watch_node(
     stores: &Stores,
     space: &Arc<Space>,
     directory: &DataDirectory,
-    ready: &watch::Sender<bool>,
+    (ready, draining): (&watch::Sender<bool>, &CancellationToken),
     tasks: &mut TaskSet,
 ) {
     let registry = Arc::clone(&stores.registry);
     let checkpoints = stores.checkpoints.clone();
-    let (space, path, ready) = (
-        Arc::clone(space),
-        directory.path().to_path_buf(),
-        ready.clone(),
-    );
+    let (space, path) = (Arc::clone(space), directory.path().to_path_buf());
+    let (ready, draining) = (ready.clone(), draining.clone());
     tasks.spawn("watch", move |stop: CancellationToken| async move {
         let mut ticks = interval(WATCH_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -442,10 +483,8 @@ fn watch_node(
             push_group_figures(&registry);
             metrics::upkeep();
             ready.send_if_modified(|ready| {
-                let now = registry
-                    .groups()
-                    .iter()
-                    .all(|group| group.view().leader.is_some());
+                let led = |group: &raft::Group| group.view().leader.is_some();
+                let now = !draining.is_cancelled() && registry.groups().iter().all(led);
                 std::mem::replace(ready, now) != now
             });
         }

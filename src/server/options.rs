@@ -52,13 +52,6 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// The engine's page cache. It takes about 2.6 times as much memory. Default 96 MiB.
     pub cache_bytes: Bytes,
-    /// How long overwritten values stay readable. Default 10 min.
-    #[serde(with = "human_duration")]
-    pub history_retention: Duration,
-    /// How long the outcome of a write is remembered for a repeat; at most `history_retention`. Used
-    /// when the cluster forms; afterwards the shards carry it. Default 5 min.
-    #[serde(with = "human_duration")]
-    pub retry_window: Duration,
     /// With less free disk than this, client writes are refused. Default 256 MiB.
     pub free_space_reserve_bytes: Bytes,
     /// How often a leader says that it is there. Default 100 ms.
@@ -73,8 +66,6 @@ pub struct Options {
     /// How long the engine may go without a checkpoint. Default 5 s.
     #[serde(with = "human_duration")]
     pub checkpoint_interval: Duration,
-    /// And how much may be written to the log meanwhile. Default 64 MiB.
-    pub checkpoint_bytes: Bytes,
     /// Size of one log segment. Default 32 MiB.
     pub log_segment_bytes: Bytes,
     /// Segments kept ready, filled with zeros. Default 2.
@@ -108,14 +99,11 @@ impl Default for Options {
             insecure: false,
             drain_timeout: Duration::from_secs(10),
             cache_bytes: Bytes::mebi(96),
-            history_retention: Duration::from_secs(600),
-            retry_window: Duration::from_secs(300),
             free_space_reserve_bytes: Bytes::mebi(256),
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(450),
             checkpoint_interval: Duration::from_secs(5),
-            checkpoint_bytes: Bytes::mebi(64),
             log_segment_bytes: Bytes::mebi(32),
             log_spare_segments: 2,
             log_cache_bytes: Bytes::mebi(64),
@@ -271,8 +259,6 @@ impl Options {
         let positive = [
             ("heartbeat_interval", self.heartbeat_interval),
             ("checkpoint_interval", self.checkpoint_interval),
-            ("history_retention", self.history_retention),
-            ("retry_window", self.retry_window),
         ];
         for (key, value) in positive {
             if value < millisecond {
@@ -300,23 +286,12 @@ impl Options {
                 ),
             );
         }
-        if self.retry_window > self.history_retention {
-            return refuse(
-                "retry_window",
-                human(self.retry_window),
-                format!(
-                    "must not be longer than history_retention ({}): a write is remembered by the version that it made",
-                    human(self.history_retention)
-                ),
-            );
-        }
         Ok(())
     }
 
     fn check_sizes(&self) -> Result<(), OptionError> {
         let minimums = [
             ("cache_bytes", self.cache_bytes, Bytes::mebi(1)),
-            ("checkpoint_bytes", self.checkpoint_bytes, Bytes::mebi(1)),
             // The largest entry is a request of 4 MiB with its header.
             ("log_segment_bytes", self.log_segment_bytes, Bytes::mebi(8)),
             ("log_cache_bytes", self.log_cache_bytes, Bytes::mebi(1)),

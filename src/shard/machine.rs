@@ -301,7 +301,7 @@ impl StateMachine for ShardMachine {
         self.reader.engine().write(batch)?;
         self.reader.publish(row);
         drop(old);
-        self.reader.slots().release(slot);
+        drop(received.hold);
         self.pass = None;
         self.collected = Floors::default();
         Ok(())

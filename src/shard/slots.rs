@@ -199,18 +199,6 @@ impl InUse {
     pub fn slot(&self) -> Slot {
         self.slot[0]
     }
-
-    /// Leaves the slots in use until the process ends or they are [released](Slots::release).
-    pub(crate) fn keep(mut self) {
-        self.slot.clear();
-    }
-}
-
-impl Slots {
-    /// Ends what [`InUse::keep`] left.
-    pub(crate) fn release(&self, slot: Slot) {
-        self.lock().in_use.remove(&slot);
-    }
 }
 
 impl Drop for InUse {

@@ -203,11 +203,10 @@ impl SnapshotSink for Sink {
         let Some(state) = self.state.clone().filter(|_| self.is_complete) else {
             return Err(wrong("its last chunk is missing"));
         };
-        let slot = self.slot.slot();
-        self.slot.keep();
         Ok(Received {
-            slot: Some(slot.0),
+            slot: Some(self.slot.slot().0),
             state,
+            hold: Some(Box::new(self.slot)),
         })
     }
 }
