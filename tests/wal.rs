@@ -917,12 +917,24 @@ fn entries_that_leave_a_gap_are_refused() {
             .unwrap()
             .is_err()
     );
-    assert!(
-        log.truncate_after(Some(position(1, 8)))
-            .now_or_never()
-            .unwrap()
-            .is_err()
-    );
+}
+
+#[test]
+fn cutting_behind_the_end_removes_nothing() {
+    let disk = CrashDisk::new();
+    let (wal, mut writer) = open(&disk).unwrap();
+    let log = born(&wal, &mut writer, 1);
+    append(&mut writer, &log, entries(1, 5..8));
+    let mut cut = Box::pin(log.truncate_after(Some(position(1, 8))));
+    assert!(cut.as_mut().now_or_never().is_none());
+    while writer.round().unwrap() {}
+    cut.now_or_never().unwrap().unwrap();
+    assert_eq!(log.state().last, Some(position(1, 7)));
+    drop((wal, writer));
+    disk.kill();
+    let (wal, _writer) = open(&disk).unwrap();
+    let log = wal.log(log.id()).unwrap();
+    assert_eq!(log.state().last, Some(position(1, 7)));
 }
 
 #[test]

@@ -82,6 +82,18 @@ pub struct DiskFiles;
 
 const ZEROS: &[u8] = &[0; 1024 * 1024];
 
+fn fill_with_zeros(file: &fs::File, bytes: u64) -> io::Result<()> {
+    let mut written = 0;
+    while written < bytes {
+        let portion = ZEROS
+            .len()
+            .min(usize::try_from(bytes - written).unwrap_or(usize::MAX));
+        file.write_all_at(&ZEROS[..portion], written)?;
+        written += portion as u64;
+    }
+    file.sync_all()
+}
+
 impl Files for DiskFiles {
     fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn File>> {
         let file = fs::File::options()
@@ -89,16 +101,12 @@ impl Files for DiskFiles {
             .write(true)
             .create_new(true)
             .open(path)?;
-        let mut written = 0;
-        while written < bytes {
-            let portion = ZEROS
-                .len()
-                .min(usize::try_from(bytes - written).unwrap_or(usize::MAX));
-            file.write_all_at(&ZEROS[..portion], written)?;
-            written += portion as u64;
+        let filled = fill_with_zeros(&file, bytes);
+        if filled.is_err() {
+            // A full disk needs the room back that this one took.
+            let _ = fs::remove_file(path);
         }
-        file.sync_all()?;
-        Ok(Arc::new(DiskFile(file)))
+        filled.map(|()| -> Arc<dyn File> { Arc::new(DiskFile(file)) })
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {

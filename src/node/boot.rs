@@ -198,10 +198,11 @@ pub struct Stores {
 impl Boot {
     /// Opens everything; what runs is put into `tasks`. On an error nothing runs.
     pub async fn open(self, tasks: &mut TaskSet) -> Result<Stores, BootError> {
+        // Each opening of the log takes a segment; an engine that cannot be opened must not cost one.
+        let engine = self.open_engine().await?;
         let (wal, writer) = self.open_wal().await?;
         let writer = writer.spawn(&wal)?;
         self.watch_wal(&wal, tasks);
-        let engine = self.open_engine().await?;
         let slots = Slots::open(Arc::clone(&engine))?;
         self.bear(&wal).await?;
         let replicas = self.open_machines(&wal, &engine, &slots).await?;
@@ -211,7 +212,7 @@ impl Boot {
 
         let registry = Arc::new(Registry::default());
         let (checkpoints, waiting) = Checkpoints::new();
-        self.start_tasks(&registry, &wal, &engine, (&checkpoints, waiting), tasks);
+        self.start_tasks(&registry, &engine, (&checkpoints, waiting), tasks);
         for opened in replicas {
             self.start_replica(opened, &registry, &checkpoints, tasks)
                 .await?;
@@ -409,14 +410,12 @@ impl Boot {
     fn start_tasks(
         &self,
         registry: &Arc<Registry>,
-        wal: &Wal,
         engine: &Arc<dyn Engine>,
         (checkpoints, waiting): (&Checkpoints, mpsc::Receiver<oneshot::Sender<()>>),
         tasks: &mut TaskSet,
     ) {
         let checkpointer = Checkpointer {
             engine: Arc::clone(engine),
-            wal: wal.clone(),
             registry: Arc::clone(registry),
             checkpoints: checkpoints.clone(),
             interval: self.checkpoint_interval,

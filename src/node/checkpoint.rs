@@ -26,7 +26,6 @@ use crate::node::registry::Registry;
 use crate::raft::Flush;
 use crate::raft::Group;
 use crate::telemetry::metrics;
-use crate::wal::Wal;
 
 /// Full: whoever asks waits.
 const FLUSHES_WAITING_MAX: usize = 64;
@@ -77,8 +76,6 @@ impl Checkpoints {
 pub struct Checkpointer {
     /// The engine.
     pub engine: Arc<dyn Engine>,
-    /// The log.
-    pub wal: Wal,
     /// The replicas.
     pub registry: Arc<Registry>,
     /// Where it says that it has made one.
@@ -128,10 +125,7 @@ impl Checkpointer {
                 debug!(group = %group.id(), "busy, hears of the next checkpoint");
             }
         }
-        self.wal
-            .release()
-            .await
-            .map_err(|error| EngineError(format!("free the log: {error}")))
+        Ok(())
     }
 
     async fn positions(&self) -> Vec<(Group, Applied)> {

@@ -36,6 +36,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::ProposalOutcome;
 use crate::telemetry::metrics::Queue;
 use crate::types::Timestamp;
+use crate::types::request::Condition;
 use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
@@ -65,7 +66,15 @@ pub struct Pending {
 impl Pending {
     fn bytes(&self) -> usize {
         match &self.write.kind {
-            WriteKind::Keys { operations, .. } => operations.iter().map(operation_bytes).sum(),
+            WriteKind::Keys {
+                conditions,
+                operations,
+            } => {
+                let conditions = conditions.iter().map(condition_bytes);
+                conditions
+                    .chain(operations.iter().map(operation_bytes))
+                    .sum()
+            }
             // As much work as a full entry: it has one of its own.
             WriteKind::Range { .. } => ENTRY_BYTES_MAX,
         }
@@ -77,11 +86,23 @@ impl Pending {
     }
 }
 
+/// What an operation or condition weighs beside its key and value: in the log, and as work when it is applied.
+const ITEM_BYTES: usize = 64;
+
 fn operation_bytes(operation: &Operation) -> usize {
-    match operation {
-        Operation::Put { key, value } => key.len() + value.len(),
-        Operation::Delete { key } => key.len(),
-    }
+    ITEM_BYTES
+        + match operation {
+            Operation::Put { key, value } => key.len() + value.len(),
+            Operation::Delete { key } => key.len(),
+        }
+}
+
+fn condition_bytes(condition: &Condition) -> usize {
+    ITEM_BYTES
+        + match condition {
+            Condition::Value { key, value } => key.len() + value.len(),
+            Condition::Version { key, .. } | Condition::Exists { key } => key.len(),
+        }
 }
 
 /// The task's state.

@@ -166,6 +166,11 @@ impl Walk {
             }
             let key = Place::of(&place)?.key;
             while group.front_is_before(Some(&key)) {
+                if out.bytes >= PORTION_BYTES {
+                    group.history_from = place;
+                    self.group = Some(group);
+                    return Ok(out.pairs);
+                }
                 self.finish_front(&mut group, &mut out)?;
             }
             if group.front_is(&key) {
@@ -174,6 +179,11 @@ impl Walk {
             }
         }
         while group.front_is_before(None) {
+            if out.bytes >= PORTION_BYTES {
+                group.history_from = group.history_end.clone();
+                self.group = Some(group);
+                return Ok(out.pairs);
+            }
             self.finish_front(&mut group, &mut out)?;
         }
         Ok(out.pairs)

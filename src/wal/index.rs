@@ -258,6 +258,8 @@ impl Index {
 
     fn set_born(&mut self, about: Bytes, location: Location, live: &mut Live) {
         live.add(location.segment, STATE_BYTES);
+        // What recovery has read is a slice of a whole segment, which it would keep in memory.
+        let about = Bytes::copy_from_slice(&about);
         if let Some((_, old)) = self.born.replace((about, location)) {
             live.take(old.segment, STATE_BYTES);
         }
