@@ -35,6 +35,7 @@
 mod config;
 mod convert;
 mod group;
+mod inbound;
 mod log_store;
 mod network;
 mod runtime;
