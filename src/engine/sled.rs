@@ -17,6 +17,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use crate::codec::layout;
@@ -53,6 +54,16 @@ mod barrier {
         unsafe { libc::fdatasync(file) }
     }
 }
+
+/// Bytes of one of sled's segments, which is also the length of its write buffers.
+const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+
+/// Bytes of changes after which a write flushes. sled hands each full buffer to one of seven threads or a
+/// few more. Each ends behind a lock, and that may be held by a writer who waits for a truncation of the
+/// file, which waits for a free thread: with as many buffers under way as there are threads, nobody ever
+/// goes on. Flushing this often, with buffers this large, leaves room for twenty bytes in sled's log for
+/// each byte of change.
+const UNFLUSHED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// What the engine may use.
 #[derive(Debug, Clone)]
@@ -108,6 +119,7 @@ pub struct SledEngine {
     blobs: PathBuf,
     poisoned: AtomicBool,
     flushing: Mutex<()>,
+    unflushed_bytes: AtomicUsize,
     /// Behind `database`, so that it is dropped after it.
     _closed: Closed,
 }
@@ -134,6 +146,7 @@ impl SledEngine {
             .path(directory)
             .cache_capacity(options.cache_bytes)
             .use_compression(false)
+            .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None);
         // Damage makes sled panic as often as it makes it fail.
         let database = catch_unwind(AssertUnwindSafe(|| config.open()))
@@ -144,6 +157,7 @@ impl SledEngine {
             blobs: directory.join("blobs"),
             poisoned: AtomicBool::new(false),
             flushing: Mutex::new(()),
+            unflushed_bytes: AtomicUsize::new(0),
             _closed: Closed(directory.join("db")),
         };
         engine.prove_barrier(directory)?;
@@ -292,19 +306,27 @@ impl Engine for SledEngine {
     fn write(&self, batch: Batch) -> Result<(), EngineError> {
         self.check()?;
         let mut changes = sled::Batch::default();
+        let mut bytes = 0;
         for (key, value) in batch.changes {
+            bytes += key.len() + value.as_ref().map_or(0, Vec::len);
             match value {
                 Some(value) => changes.insert(key, value),
                 None => changes.remove(key),
             }
         }
         let written = self.database.apply_batch(changes);
-        written.map_err(|error| self.poison("write", error))
+        written.map_err(|error| self.poison("write", error))?;
+        let unflushed = self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        match unflushed >= UNFLUSHED_BYTES_MAX {
+            true => self.flush(),
+            false => Ok(()),
+        }
     }
 
     fn flush(&self) -> Result<(), EngineError> {
         let _alone = self.flushing.lock().expect("no holder of the lock panics");
         self.check()?;
+        self.unflushed_bytes.store(0, Ordering::Relaxed);
         let flushed = self.database.flush();
         flushed.map_err(|error| self.poison("flush", error))?;
         self.check_blobs()
