@@ -28,7 +28,7 @@ use crate::types::RequestId;
 use crate::types::Timestamp;
 
 /// Stored key and value together, in bytes. The engine counts entries to a leaf, not bytes, and puts
-/// leaves above 128 KiB into files that it never syncs.
+/// records above a quarter of its segment into files that it never syncs.
 pub const STORED_BYTES_MAX: usize = 6 * 1024;
 
 const NODE: u8 = 0x01;

@@ -465,8 +465,10 @@ mod tests {
         let engine = open(directory.path()).unwrap();
         put(&engine, b"short", vec![1; 6_000]);
         engine.flush().unwrap();
-        put(&engine, b"long", vec![1; 300_000]);
-        assert!(engine.flush().is_err());
+        // Longer than a quarter of a segment; long enough that the write flushes.
+        let mut long = Batch::default();
+        long.put(b"long".to_vec(), vec![1; SEGMENT_BYTES / 4 + 1]);
+        assert!(engine.write(long).is_err());
         assert!(engine.get(b"short").is_err());
         assert!(engine.flush().is_err());
     }
