@@ -163,7 +163,7 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout: Option<String>,
 
-    /// The engine's page cache; it takes about 2.6 times as much memory [default: 96MiB]
+    /// The engine's page cache; it takes about 2.6 times as much memory [default: 64MiB]
     #[arg(
         long,
         value_name = "SIZE",

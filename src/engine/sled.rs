@@ -56,14 +56,14 @@ mod barrier {
 }
 
 /// Bytes of one of sled's segments, which is also the length of its write buffers.
-const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Bytes of changes after which a write flushes. sled hands each full buffer to one of seven threads or a
 /// few more. Each ends behind a lock, and that may be held by a writer who waits for a truncation of the
 /// file, which waits for a free thread: with as many buffers under way as there are threads, nobody ever
 /// goes on. Flushing this often, with buffers this large, leaves room for twenty bytes in sled's log for
 /// each byte of change.
-const UNFLUSHED_BYTES_MAX: usize = 2 * 1024 * 1024;
+const UNFLUSHED_BYTES_MAX: usize = 1024 * 1024;
 
 /// What the engine may use.
 #[derive(Debug, Clone)]

@@ -49,7 +49,7 @@ pub type Fail = Arc<dyn Fn(String) + Send + Sync>;
 
 /// Entries and bytes that are handed to the machine at once.
 const APPLY_ENTRIES_MAX: usize = 512;
-const APPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const APPLY_BYTES_MAX: usize = 1024 * 1024;
 
 /// One replica's machine. It outlives the library's instances, of which a reopened group has several
 /// in turn.

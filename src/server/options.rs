@@ -50,7 +50,7 @@ pub struct Options {
     /// How long a stopping node lets requests end. Default 10 s.
     #[serde(with = "human_duration")]
     pub drain_timeout: Duration,
-    /// The engine's page cache. It takes about 2.6 times as much memory. Default 96 MiB.
+    /// The engine's page cache. It takes about 2.6 times as much memory. Default 64 MiB.
     pub cache_bytes: Bytes,
     /// With less free disk than this, client writes are refused. Default 256 MiB.
     pub free_space_reserve_bytes: Bytes,
@@ -98,7 +98,7 @@ impl Default for Options {
             advertise_node: None,
             insecure: false,
             drain_timeout: Duration::from_secs(10),
-            cache_bytes: Bytes::mebi(96),
+            cache_bytes: Bytes::mebi(64),
             free_space_reserve_bytes: Bytes::mebi(256),
             heartbeat_interval: Duration::from_millis(100),
             election_timeout_min: Duration::from_millis(300),

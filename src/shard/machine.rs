@@ -33,7 +33,7 @@ use crate::types::shard::ShardDescriptor;
 
 /// A batch ends after the entry that takes it above this many bytes: the engine lets no reader in
 /// while it writes one.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
 /// Versions or outcomes that one portion of collection looks at: about a millisecond.
 const LOOKS: usize = 2_000;
