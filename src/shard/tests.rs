@@ -796,7 +796,8 @@ fn a_large_portion_of_entries_ends_in_several_batches() {
         .collect();
     let before = engine.unflushed();
     machine.apply(&entries).unwrap();
-    assert!((4..=6).contains(&(engine.unflushed() - before)));
+    // Each entry takes a batch above its bound, or up to it.
+    assert!((10..=20).contains(&(engine.unflushed() - before)));
     assert_eq!(machine.applied().position.unwrap().index, 21);
 }
 
