@@ -102,14 +102,6 @@ impl Engine for MemoryEngine {
         }
         Ok(())
     }
-
-    fn bytes_on_disk(&self) -> u64 {
-        let state = self.read();
-        let pairs = state.current.iter();
-        pairs
-            .map(|(key, value)| (key.len() + value.len()) as u64)
-            .sum()
-    }
 }
 
 /// Takes the lock for each step, so that a scan sees changes made meanwhile, as on the disk.

@@ -57,7 +57,4 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Returns when everything written before the call survives a power cut. One caller at a time.
     fn flush(&self) -> Result<(), EngineError>;
-
-    /// Bytes on disk, roughly.
-    fn bytes_on_disk(&self) -> u64;
 }

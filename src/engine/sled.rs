@@ -331,10 +331,6 @@ impl Engine for SledEngine {
         flushed.map_err(|error| self.poison("flush", error))?;
         self.check_blobs()
     }
-
-    fn bytes_on_disk(&self) -> u64 {
-        self.database.size_on_disk().unwrap_or_default()
-    }
 }
 
 #[cfg(test)]

@@ -186,10 +186,8 @@ pub struct Boot {
 pub struct Stores {
     /// The replicas.
     pub registry: Arc<Registry>,
-    /// The log; for its figures.
-    pub wal: Wal,
-    /// The engine; for its figures.
-    pub engine: Arc<dyn Engine>,
+    wal: Wal,
+    engine: Arc<dyn Engine>,
     writer: wal::WriterHandle,
     /// For its age.
     pub checkpoints: Checkpoints,

@@ -43,11 +43,6 @@ impl Registry {
         self.read().groups.values().cloned().collect()
     }
 
-    /// All shards' replicas, in the order of their ids.
-    pub fn shards(&self) -> Vec<Replica> {
-        self.read().shards.values().cloned().collect()
-    }
-
     /// The replica of a group here.
     pub fn group(&self, id: GroupId) -> Result<Group> {
         let found = self.read().groups.get(&id).cloned();

@@ -889,10 +889,6 @@ impl Engine for Watched {
     fn flush(&self) -> Result<(), EngineError> {
         self.inner.flush()
     }
-
-    fn bytes_on_disk(&self) -> u64 {
-        self.inner.bytes_on_disk()
-    }
 }
 
 #[test]
