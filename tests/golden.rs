@@ -4,11 +4,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use quorate::codec::layout;
@@ -22,6 +25,7 @@ use quorate::engine::Overlay;
 use quorate::engine::SledEngine;
 use quorate::engine::sled::Options;
 use quorate::machine::Applied;
+use quorate::machine::Membership;
 use quorate::machine::SnapshotSource;
 use quorate::machine::StateMachine;
 use quorate::mvcc::Author;
@@ -35,10 +39,15 @@ use quorate::shard;
 use quorate::shard::Command;
 use quorate::shard::Seed;
 use quorate::shard::ShardMachine;
+use quorate::shard::ShardReader;
 use quorate::shard::Slots;
 use quorate::shard::command;
+use quorate::shard::command::Answer;
+use quorate::shard::command::Body;
+use quorate::shard::command::SplitOutcome;
 use quorate::types::Key;
 use quorate::types::KeyRange;
+use quorate::types::NodeId;
 use quorate::types::Position;
 use quorate::types::ReplicaId;
 use quorate::types::RequestId;
@@ -54,6 +63,7 @@ use quorate::types::request::Write;
 use quorate::types::request::WriteKind;
 use quorate::types::request::WriteOutcome;
 use quorate::types::shard::Epoch;
+use quorate::types::shard::Replica;
 use quorate::types::shard::ShardDescriptor;
 use quorate::wire::request::Scan;
 
@@ -400,16 +410,83 @@ impl Script for MvccScript {
 
 /// `retain HISTORY_MS WINDOW_MS` first; `at MS`; `write [stamp:S] [term:N] [ceiling:S] [bounds:N]` and
 /// then writes parted by `|`, each of `id:N@MS`, `if:k@S`, `if:k=v`, `if:k`, `put:k=v`, `del:k`,
-/// `range:a..b/LIMIT`; `blank`, `membership NAME`, `bad KIND`; `get k [S]`, `scan a..b [S] [limit=N]
-/// [reverse] [keys]`; `gc`, `row`, `dump`, `slots`; `snapshot`, `install`, `abandon`, `reopen`.
+/// `range:a..b/LIMIT`; `blank`, `membership WHO`, `bad KIND`; `get k [S]`, `scan a..b [S] [limit=N]
+/// [reverse] [keys]`; `gc`, `row`, `shard`, `dump`, `slots`; `snapshot`, `install`, `abandon`, `reopen`;
+/// `split k CHILD REPLICAS [conf:N] [bounds:N] [stamp:S]`, `gone N`, `destroy N`, `empty N`.
+///
+/// Replicas 1 and 2 begin as one shard on nodes 1 and 2, both in this engine; `on N` goes over to
+/// another one, `copy N` says into which one a snapshot is installed. WHO is `1@1,2@2` for voters on
+/// nodes, `+3@3` behind them for learners, `;` between the two sets of a change under way.
 struct ShardScript {
     store: Store,
     slots: Option<Arc<Slots>>,
-    machine: Option<ShardMachine>,
-    copy: Option<ShardMachine>,
+    machines: BTreeMap<ReplicaId, ShardMachine>,
+    gone: Arc<Mutex<BTreeSet<ReplicaId>>>,
+    on: ReplicaId,
+    copy: ReplicaId,
     source: Option<(Box<dyn SnapshotSource>, u64)>,
     wall_ms: u64,
     requests: u64,
+}
+
+fn replica(word: &str) -> Replica {
+    let (id, node) = word.split_once('@').unwrap();
+    Replica {
+        id: ReplicaId(id.parse().unwrap()),
+        node: NodeId(node.parse().unwrap()),
+    }
+}
+
+fn replicas(words: &str) -> Vec<Replica> {
+    words.split(',').map(replica).collect()
+}
+
+fn membership(words: &str) -> Membership {
+    let (voters, learners) = words.split_once('+').unwrap_or((words, ""));
+    let mut membership = Membership::default();
+    for set in voters.split(';') {
+        let set = Membership::of(&replicas(set));
+        membership.voters.extend(set.voters);
+        membership.nodes.extend(set.nodes);
+    }
+    if !learners.is_empty() {
+        let learners = Membership::of(&replicas(learners));
+        membership.nodes.extend(learners.nodes);
+    }
+    membership
+}
+
+fn members(membership: &[u8]) -> String {
+    let membership = Membership::decode(membership).unwrap();
+    let word = |id: &ReplicaId| format!("{}@{}", id.0, membership.nodes[id].0);
+    let list = |ids: Vec<&ReplicaId>| ids.into_iter().map(word).collect::<Vec<_>>().join(",");
+    let voters = membership.voters.iter();
+    let sets: Vec<String> = voters.map(|set| list(set.iter().collect())).collect();
+    let is_learner = |id: &&ReplicaId| !membership.voters.iter().any(|set| set.contains(*id));
+    let learners = list(membership.nodes.keys().filter(is_learner).collect());
+    let plus = if learners.is_empty() { "" } else { "+" };
+    format!("{}{plus}{learners}", sets.join(";"))
+}
+
+fn descriptor(shard: &ShardDescriptor) -> String {
+    let replicas = shard.replicas.iter();
+    let words: Vec<String> = replicas
+        .map(|replica| format!("{}@{}", replica.id.0, replica.node.0))
+        .collect();
+    let Epoch { conf, bounds } = shard.epoch;
+    let (id, range) = (shard.id, &shard.range);
+    format!("{id} {range} epoch {conf}.{bounds} on {}", words.join(","))
+}
+
+fn split_outcome(outcome: &SplitOutcome) -> String {
+    match outcome {
+        SplitOutcome::Done { left, right } => {
+            format!("{} | {}", descriptor(left), descriptor(right))
+        }
+        SplitOutcome::Stale { current } => format!("stale, now {}", descriptor(current)),
+        SplitOutcome::Refused { reason } => format!("refused: {reason}"),
+        other => format!("{other:?}"),
+    }
 }
 
 impl ShardScript {
@@ -417,8 +494,10 @@ impl ShardScript {
         ShardScript {
             store,
             slots: None,
-            machine: None,
-            copy: None,
+            machines: BTreeMap::new(),
+            gone: Arc::default(),
+            on: ReplicaId(1),
+            copy: ReplicaId(2),
             source: None,
             wall_ms: 0,
             requests: 1000,
@@ -426,42 +505,54 @@ impl ShardScript {
     }
 
     fn machine(&mut self) -> &mut ShardMachine {
-        self.machine
-            .as_mut()
-            .expect("the script begins with retain")
+        let machine = self.machines.get_mut(&self.on);
+        machine.expect("the script begins with retain, and is on a replica that is there")
+    }
+
+    fn copy(&mut self) -> &mut ShardMachine {
+        self.machines.get_mut(&self.copy).unwrap()
     }
 
     fn begin(&mut self, history_retention_ms: u64, retry_window_ms: u64) -> String {
         let slots = Slots::open(self.store.engine().clone()).unwrap();
-        for replica in [1, 2] {
+        let replicas = replicas("1@1,2@2");
+        for replica in &replicas {
             let descriptor = ShardDescriptor {
                 id: ShardId(1),
                 range: KeyRange::ALL,
                 epoch: Epoch { conf: 1, bounds: 1 },
-                replicas: Vec::new(),
+                replicas: replicas.clone(),
             };
+            let begins = Some(Position { term: 1, index: 1 });
             let applied = Applied {
-                position: Some(Position { term: 1, index: 1 }),
-                ..Applied::default()
+                position: begins,
+                membership_position: begins,
+                membership: Membership::of(&replicas).encode(),
             };
             let seed = Seed {
                 history_retention_ms,
                 retry_window_ms,
                 ..Seed::new(descriptor, applied)
             };
-            assert!(shard::seed(self.store.engine(), &slots, ReplicaId(replica), seed).unwrap());
+            assert!(shard::seed(self.store.engine(), &slots, replica.id, seed).unwrap());
         }
         self.slots = Some(slots);
-        self.open();
+        self.open_all();
         "ok".to_owned()
     }
 
-    fn open(&mut self) {
-        let open = |replica| {
-            let engine = self.store.engine().clone();
-            ShardMachine::open(engine, self.slots.clone().unwrap(), ReplicaId(replica)).unwrap()
-        };
-        (self.machine, self.copy) = (open(1), open(2));
+    fn open_all(&mut self) {
+        for replica in shard::replicas(&**self.store.engine()).unwrap() {
+            self.open(replica);
+        }
+    }
+
+    fn open(&mut self, replica: ReplicaId) {
+        let (engine, slots) = (self.store.engine().clone(), self.slots.clone().unwrap());
+        let gone = self.gone.clone();
+        let gone = Arc::new(move |replica| gone.lock().unwrap().contains(&replica));
+        let machine = ShardMachine::open(engine, slots, replica, gone).unwrap();
+        self.machines.insert(replica, machine.unwrap());
     }
 
     fn apply(&mut self, term: Option<u64>, payload: Payload) -> Result<Bytes, String> {
@@ -477,14 +568,95 @@ impl ShardScript {
             .map_err(|error| error.to_string())
     }
 
+    fn header(&mut self) -> command::Header {
+        let wall_ms = self.wall_ms;
+        let row = self.machine().reader().row();
+        let last = row.last_stamp;
+        command::Header {
+            stamp: last.plus(1).max(Timestamp::from_wall(wall_ms)),
+            ceiling: Timestamp::ZERO,
+            epoch: row.descriptor.epoch,
+        }
+    }
+
+    fn split(&mut self, at: &str, child: &str, replicas_of_child: &str, words: &[&str]) -> String {
+        let mut header = self.header();
+        for word in words {
+            match word.split_once(':').unwrap() {
+                ("stamp", word) => header.stamp = stamp(word),
+                ("conf", word) => header.epoch.conf = word.parse().unwrap(),
+                ("bounds", word) => header.epoch.bounds = word.parse().unwrap(),
+                _ => panic!("no such word: {word}"),
+            }
+        }
+        let body = Body::Split(command::Split {
+            at: key(at),
+            child: ShardId(child.parse().unwrap()),
+            replicas: replicas(replicas_of_child),
+        });
+        let payload = Payload::Command(Command { header, body }.encode());
+        let answer = match self.apply(None, payload) {
+            Ok(answer) => Answer::decode(&answer).unwrap(),
+            Err(error) => return error,
+        };
+        let Answer::Split(outcome) = answer else {
+            panic!("a split was answered as writes")
+        };
+        let seeded = self.machine().take_seeded();
+        let mut out = split_outcome(&outcome);
+        for replica in seeded {
+            self.open(replica);
+            write!(out, ", seeded {}", replica.0).unwrap();
+        }
+        out
+    }
+
+    fn destroy(&mut self, replica: ReplicaId) -> String {
+        let reader = self
+            .machines
+            .remove(&replica)
+            .map(|machine| machine.reader());
+        let engine = self.store.engine();
+        for _ in 0..2 {
+            shard::destroy(engine, self.slots.as_ref().unwrap(), replica).unwrap();
+        }
+        let get = |reader: ShardReader| reader.get(&reader.descriptor().range.start, None);
+        match reader.map(get) {
+            Some(Err(error)) => error.to_string(),
+            Some(Ok(found)) => panic!("a destroyed replica has answered: {found:?}"),
+            None => "it was not there".to_owned(),
+        }
+    }
+
+    /// A replica that knows what the one that the script is on is, and has nothing.
+    fn empty(&mut self, replica: ReplicaId) -> String {
+        let descriptor = self.machine().reader().descriptor();
+        let (engine, slots) = (self.store.engine(), self.slots.as_ref().unwrap());
+        let is_new = shard::empty(engine, slots, replica, descriptor).unwrap();
+        if is_new {
+            self.open(replica);
+        }
+        format!("{is_new}")
+    }
+
+    fn shard(&mut self) -> String {
+        let row = self.machine().reader().row();
+        let pieces = row.pieces.iter();
+        let pieces = pieces.map(|piece| format!("slot {} {}", piece.slot.0, piece.range));
+        let birth = row.birth.map_or("nobody".to_owned(), |birth| {
+            let (parent, replica, position) = (birth.parent, birth.replica, birth.position);
+            format!("{parent} {replica} at {position}")
+        });
+        format!(
+            "{} in {} born of {birth}",
+            descriptor(&row.descriptor),
+            pieces.collect::<Vec<_>>().join(" and ")
+        )
+    }
+
     fn write(&mut self, words: &str) -> String {
         let mut term = None;
-        let last = self.machine().reader().last_stamp();
-        let mut header = command::Header {
-            stamp: last.plus(1).max(Timestamp::from_wall(self.wall_ms)),
-            ceiling: Timestamp::ZERO,
-            epoch: Epoch { conf: 1, bounds: 1 },
-        };
+        let mut header = self.header();
         let mut writes = Vec::new();
         for words in words.split(" | ") {
             self.requests += 1;
@@ -500,12 +672,15 @@ impl ShardScript {
             }
             writes.push(write.write());
         }
-        let bytes = Command { header, writes }.encode();
+        let body = Body::Writes(writes);
+        let bytes = Command { header, body }.encode();
         match self.apply(term, Payload::Command(bytes)) {
-            Ok(answer) => {
-                let outcomes = command::decode_outcomes(&answer).unwrap();
-                outcomes.iter().map(outcome).collect::<Vec<_>>().join(" | ")
-            }
+            Ok(answer) => match Answer::decode(&answer).unwrap() {
+                Answer::Writes(outcomes) => {
+                    outcomes.iter().map(outcome).collect::<Vec<_>>().join(" | ")
+                }
+                Answer::Split(_) => panic!("writes were answered as a split"),
+            },
             Err(error) => error,
         }
     }
@@ -543,7 +718,7 @@ impl ShardScript {
 
     fn install(&mut self) -> String {
         let (mut source, hash) = self.source.take().expect("snapshot comes before install");
-        let copy = self.copy.as_mut().unwrap();
+        let copy = self.copy();
         let mut sink = copy.receiver().begin().unwrap();
         let mut chunks = 0;
         while let Some(chunk) = source.next().unwrap() {
@@ -560,7 +735,7 @@ impl ShardScript {
 
     fn abandon(&mut self) -> String {
         let (mut source, _) = self.source.take().expect("snapshot comes before abandon");
-        let copy = self.copy.as_mut().unwrap();
+        let copy = self.copy();
         let mut sink = copy.receiver().begin().unwrap();
         for _ in 0..2 {
             sink.chunk(source.next().unwrap().unwrap()).unwrap();
@@ -575,7 +750,7 @@ impl ShardScript {
             .map(|piece| format!("slot {} {}", piece.slot.0, piece.range));
         let clear = or_nothing(words.collect::<Vec<_>>().join(" "));
         let (start, end) = (layout::in_other_slot(Slot(0), &[]), vec![0x11]);
-        let mut counts = std::collections::BTreeMap::<u8, u32>::new();
+        let mut counts = BTreeMap::<u8, u32>::new();
         for pair in self.store.engine().scan(&start, &end, false) {
             *counts.entry(pair.unwrap().0[8]).or_default() += 1;
         }
@@ -583,11 +758,12 @@ impl ShardScript {
     }
 
     fn reopen(&mut self) -> String {
-        (self.machine, self.copy, self.source, self.slots) = (None, None, None, None);
+        (self.source, self.slots) = (None, None);
+        self.machines.clear();
         self.store.engine().flush().unwrap();
         self.store.reopen();
         self.slots = Some(Slots::open(self.store.engine().clone()).unwrap());
-        self.open();
+        self.open_all();
         format!("at {}", self.machine().applied().position.unwrap())
     }
 
@@ -602,7 +778,7 @@ impl ShardScript {
             row.ceiling,
             row.ceiling_term,
             row.descriptor.epoch.conf,
-            text(&row.applied.membership),
+            members(&row.applied.membership),
             row.applied.membership_position.unwrap_or_default(),
         )
     }
@@ -621,10 +797,28 @@ impl Script for ShardScript {
             }
             ["write", ..] => self.write(command.strip_prefix("write ").unwrap()),
             ["blank"] => format!("{:?}", self.apply(None, Payload::Blank).unwrap()),
-            ["membership", name] => {
-                let membership = Payload::Membership(value(name));
+            ["membership", who] => {
+                let membership = Payload::Membership(membership(who).encode());
                 format!("{:?}", self.apply(None, membership).unwrap())
             }
+            ["split", at, child, replicas, ref words @ ..] => {
+                self.split(at, child, replicas, words)
+            }
+            ["gone", id] => {
+                self.gone.lock().unwrap().insert(numbered(id));
+                "ok".to_owned()
+            }
+            ["destroy", id] => self.destroy(numbered(id)),
+            ["empty", id] => self.empty(numbered(id)),
+            ["on", id] => {
+                self.on = numbered(id);
+                "ok".to_owned()
+            }
+            ["copy", id] => {
+                self.copy = numbered(id);
+                "ok".to_owned()
+            }
+            ["shard"] => self.shard(),
             ["bad", kind] => {
                 let mut bytes = Command::default().encode().to_vec();
                 bytes[1] = kind.parse().unwrap();
@@ -652,6 +846,10 @@ impl Script for ShardScript {
             _ => panic!("no such command: {command}"),
         }
     }
+}
+
+fn numbered(word: &str) -> ReplicaId {
+    ReplicaId(word.parse().unwrap())
 }
 
 /// The words of one write.

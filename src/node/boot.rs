@@ -32,6 +32,7 @@ use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::machine::Applied;
 use crate::machine::MachineError;
+use crate::machine::Membership;
 use crate::machine::StateMachine;
 use crate::node::checkpoint::Checkpointer;
 use crate::node::checkpoint::Checkpoints;
@@ -46,8 +47,8 @@ use crate::raft;
 use crate::raft::Fail;
 use crate::raft::Group;
 use crate::raft::Opening;
-use crate::raft::encode_members;
 use crate::shard;
+use crate::shard::Gone;
 use crate::shard::Seed;
 use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
@@ -303,12 +304,12 @@ impl Boot {
                 id,
                 Birth::Placement {
                     state,
-                    members: encode_members(&layout.placement),
+                    members: Membership::of(&layout.placement).encode(),
                 },
             )
         });
         let shard = here(&layout.shard.replicas).map(|id| {
-            let members = encode_members(&layout.shard.replicas);
+            let members = Membership::of(&layout.shard.replicas).encode();
             (
                 id,
                 Birth::Shard {
@@ -339,7 +340,8 @@ impl Boot {
                     }
                 })?;
             let (engine, slots) = (Arc::clone(engine), Arc::clone(slots));
-            let machine = offload(move || birth.open(engine, slots, known.id)).await?;
+            let gone = gone_in(wal);
+            let machine = offload(move || birth.open(engine, slots, gone, known.id)).await?;
             self.check_reach(&log, &machine)?;
             self.cut_behind_snapshot(&log, &machine).await?;
             if log.state().vote.is_none() {
@@ -480,6 +482,12 @@ impl Boot {
     }
 }
 
+/// What a machine asks before it seeds a replica.
+fn gone_in(wal: &Wal) -> Gone {
+    let wal = wal.clone();
+    Arc::new(move |replica| wal.is_gone(replica))
+}
+
 struct Opened {
     replica: ReplicaId,
     log: ReplicaLog,
@@ -507,6 +515,7 @@ impl Birth {
         self,
         engine: Arc<dyn Engine>,
         slots: Arc<Slots>,
+        gone: Gone,
         replica: ReplicaId,
     ) -> Result<Machine, MachineError> {
         let begins = |membership| Applied {
@@ -529,7 +538,7 @@ impl Birth {
                 // Its windows are the same on every node, or replicas would part ways.
                 let seed = Seed::new(descriptor, begins(members));
                 shard::seed(&engine, &slots, replica, seed)?;
-                ShardMachine::open(engine, slots, replica)?
+                ShardMachine::open(engine, slots, replica, gone)?
                     .map(Machine::Shard)
                     .ok_or_else(missing)
             }

@@ -29,7 +29,8 @@ use crate::hlc;
 use crate::raft::Group;
 use crate::raft::Leadership;
 use crate::shard::ShardReader;
-use crate::shard::command;
+use crate::shard::command::Answer;
+use crate::shard::command::Body;
 use crate::shard::command::Command;
 use crate::shard::command::Header;
 use crate::telemetry::metrics;
@@ -416,16 +417,15 @@ impl Proposer {
             epoch: self.reader.row().descriptor.epoch,
         };
         let writes = batch.iter().map(|pending| pending.write.clone()).collect();
-        Command { header, writes }.encode()
+        let body = Body::Writes(writes);
+        Command { header, body }.encode()
     }
 }
 
 /// Waits for an entry's outcome and hands each write its own.
 async fn land(batch: Vec<Pending>, answer: BoxFuture<'static, Result<Bytes>>) {
     let outcomes = match answer.await {
-        Ok(answer) => {
-            command::decode_outcomes(&answer).map_err(|error| Error::Internal(error.to_string()))
-        }
+        Ok(answer) => outcomes_in(&answer),
         Err(error) => Err(error),
     };
     metrics::proposal_done(match &outcomes {
@@ -446,6 +446,16 @@ async fn land(batch: Vec<Pending>, answer: BoxFuture<'static, Result<Bytes>>) {
             &Error::Internal("an entry's outcomes do not match its writes".to_string()),
         ),
         Err(error) => answer_all(batch, &error),
+    }
+}
+
+fn outcomes_in(answer: &[u8]) -> Result<Vec<WriteOutcome>> {
+    match Answer::decode(answer) {
+        Ok(Answer::Writes(outcomes)) => Ok(outcomes),
+        Ok(Answer::Split(_)) => Err(Error::Internal(
+            "writes were answered as a split".to_string(),
+        )),
+        Err(error) => Err(Error::Internal(error.to_string())),
     }
 }
 

@@ -244,6 +244,11 @@ impl StateMachine for PlacementMachine {
         Ok(answers)
     }
 
+    /// Placement splits nothing off.
+    fn take_seeded(&mut self) -> Vec<ReplicaId> {
+        Vec::new()
+    }
+
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
         let current = self.reader().get();
         let encoded = encode_state(&current.state);

@@ -1,19 +1,13 @@
 //! Our words for Raft's values to the library's, and back. Decides only.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use openraft::EntryPayload;
-use openraft::Membership;
 use openraft::vote::RaftLeaderId;
 use openraft::vote::RaftVote as _;
-use serde::Deserialize;
-use serde::Serialize;
 
-use crate::codec::value;
 use crate::machine::Applied;
 use crate::machine::MachineError;
+use crate::machine::Membership;
 use crate::raft::config::Command;
 use crate::raft::config::Entry;
 use crate::raft::config::LogId;
@@ -27,37 +21,10 @@ use crate::types::ReplicaId;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
 use crate::types::log::Vote;
-use crate::types::shard::Replica;
 use crate::wire::request::AppendRequest;
 
 type Leader = openraft::alias::LeaderIdOf<TypeConfig>;
 type CommittedLeader = openraft::alias::CommittedLeaderIdOf<TypeConfig>;
-
-/// A membership as it is stored in the log, in rows and in snapshots.
-#[derive(Serialize, Deserialize)]
-struct Members {
-    /// One set of voters; two while a change is joint.
-    voters: Vec<BTreeSet<ReplicaId>>,
-    /// Every replica, learners too, and its node.
-    nodes: BTreeMap<ReplicaId, NodeId>,
-}
-
-/// The first byte of an encoded membership.
-const MEMBERS_FORMAT: u8 = 1;
-
-fn encode(members: &Members) -> Bytes {
-    value::encode(MEMBERS_FORMAT, members).into()
-}
-
-/// The encoded membership of a group's first replicas, all of them voters.
-pub fn encode_members(replicas: &[Replica]) -> Bytes {
-    let voters = vec![replicas.iter().map(|replica| replica.id).collect()];
-    let nodes = replicas
-        .iter()
-        .map(|replica| (replica.id, replica.node))
-        .collect();
-    encode(&Members { voters, nodes })
-}
 
 pub(super) fn to_log_id(position: Position) -> LogId {
     LogId::new(CommittedLeader::from(position.term), position.index)
@@ -158,18 +125,19 @@ pub(super) fn to_applied(meta: &SnapshotMeta) -> Applied {
     }
 }
 
-pub(super) fn encode_membership(membership: &Membership<ReplicaId, NodeId>) -> Bytes {
-    encode(&Members {
+fn encode_membership(membership: &openraft::Membership<ReplicaId, NodeId>) -> Bytes {
+    let nodes = membership.nodes();
+    let membership = Membership {
         voters: membership.get_joint_config().clone(),
-        nodes: membership
-            .nodes()
-            .map(|(replica, node)| (*replica, *node))
-            .collect(),
-    })
+        nodes: nodes.map(|(replica, node)| (*replica, *node)).collect(),
+    };
+    membership.encode()
 }
 
-fn decode_membership(bytes: &[u8]) -> Result<Membership<ReplicaId, NodeId>, MachineError> {
-    let members: Members = value::decode("a membership", MEMBERS_FORMAT, bytes)?;
-    Membership::new(members.voters, members.nodes)
+fn decode_membership(
+    bytes: &[u8],
+) -> Result<openraft::Membership<ReplicaId, NodeId>, MachineError> {
+    let membership = Membership::decode(bytes)?;
+    openraft::Membership::new(membership.voters, membership.nodes)
         .map_err(|error| MachineError(format!("decode a membership: {error}")))
 }

@@ -44,7 +44,6 @@ mod state_machine;
 mod suite;
 
 pub use config::Options;
-pub use convert::encode_members;
 pub use group::Group;
 pub use group::Leadership;
 pub use group::Opening;

@@ -25,6 +25,7 @@ use crate::engine::sled;
 use crate::engine::sled::SledEngine;
 use crate::env::files::DiskFiles;
 use crate::machine::Applied;
+use crate::machine::Membership;
 use crate::mvcc::Seen;
 use crate::raft::Group;
 use crate::raft::Leadership;
@@ -36,7 +37,6 @@ use crate::raft::config::SnapshotMeta;
 use crate::raft::config::StoredMembership;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
-use crate::raft::encode_members;
 use crate::raft::log_store::LogStore;
 use crate::raft::state_machine::Applier;
 use crate::raft::state_machine::CheckpointBuilder;
@@ -47,6 +47,7 @@ use crate::shard::Seed;
 use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
 use crate::shard::Slots;
+use crate::shard::command::Body;
 use crate::shard::command::Header;
 use crate::types::GroupId;
 use crate::types::Key;
@@ -152,7 +153,7 @@ fn machine(engine: &Arc<dyn Engine>, applied: Applied) -> ShardMachine {
         replicas,
     };
     shard::seed(engine, &slots, REPLICA, Seed::new(descriptor, applied)).unwrap();
-    ShardMachine::open(Arc::clone(engine), slots, REPLICA)
+    ShardMachine::open(Arc::clone(engine), slots, REPLICA, Arc::new(|_| false))
         .unwrap()
         .unwrap()
 }
@@ -290,7 +291,7 @@ async fn lone_group(engine: &Arc<dyn Engine>, wal: &Wal) -> (Group, ShardReader)
     let applied = Applied {
         position: seed,
         membership_position: seed,
-        membership: encode_members(&[replica]),
+        membership: Membership::of(&[replica]).encode(),
     };
     let machine = machine(engine, applied);
     let reader = machine.reader();
@@ -336,10 +337,10 @@ fn put(round: u64) -> shard::Command {
     };
     shard::Command {
         header,
-        writes: vec![Write {
+        body: Body::Writes(vec![Write {
             id: RequestId::new(round, [0; 10]),
             kind,
-        }],
+        }]),
     }
 }
 

@@ -11,6 +11,7 @@
 //! of an older request is refused as too late to know, so no delay lets a write happen twice.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -24,14 +25,21 @@ use crate::engine::Engine;
 use crate::engine::Overlay;
 use crate::engine::overlay::View;
 use crate::machine::MachineError;
+use crate::machine::Membership;
 use crate::mvcc::Author;
 use crate::mvcc::Seen;
 use crate::mvcc::read;
 use crate::mvcc::version::Header;
 use crate::mvcc::write::Current;
-use crate::shard::command;
+use crate::shard::command::Answer;
+use crate::shard::command::Body;
 use crate::shard::command::Command;
+use crate::shard::command::Split;
+use crate::shard::command::SplitOutcome;
+use crate::shard::row::Piece;
 use crate::shard::row::Row;
+use crate::shard::slots;
+use crate::shard::split;
 use crate::types::Key;
 use crate::types::KeyRange;
 use crate::types::Position;
@@ -46,6 +54,7 @@ use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
+use crate::types::shard::Epoch;
 
 const OUTCOME_FORMAT: u8 = 1;
 
@@ -53,29 +62,73 @@ const OUTCOME_FORMAT: u8 = 1;
 /// entry is one batch, and a batch holds the engine's lock.
 const DELETE_RANGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// Ids of replicas that have ended on this node: none of them is ever seeded again.
+pub type Gone = Arc<dyn Fn(ReplicaId) -> bool + Send + Sync>;
+
 /// Entries being applied: the row and the changes so far, none of them written yet.
 pub(crate) struct Applying<'e> {
+    replica: ReplicaId,
+    gone: &'e Gone,
     row: Row,
     overlay: Overlay<'e>,
+    split: Option<SplitHere>,
+}
+
+/// What the changes go with.
+pub(crate) struct Changes {
+    /// The changes and the row.
+    pub(crate) batch: Batch,
+    /// The row as of the last entry.
+    pub(crate) row: Row,
+    /// The split at the end of the changes.
+    pub(crate) split: Option<SplitHere>,
+}
+
+/// What became of a split's right half on this node.
+#[derive(Default)]
+pub(crate) struct SplitHere {
+    /// The replica whose first row is in the changes.
+    pub(crate) seeded: Option<ReplicaId>,
+    /// Pieces that nobody here has any more: they are on the clear list.
+    pub(crate) given_up: Vec<Piece>,
 }
 
 impl<'e> Applying<'e> {
-    pub(crate) fn new(engine: &'e dyn Engine, row: Row) -> Applying<'e> {
+    pub(crate) fn new(
+        engine: &'e dyn Engine,
+        gone: &'e Gone,
+        replica: ReplicaId,
+        row: Row,
+    ) -> Applying<'e> {
         Applying {
+            replica,
+            gone,
             row,
             overlay: Overlay::new(engine),
+            split: None,
         }
     }
 
-    /// Bytes changed since the last batch was taken.
+    /// Bytes changed since the last changes were taken.
     pub(crate) fn bytes(&self) -> usize {
         self.overlay.bytes()
     }
 
+    /// Whether the last entry was a split, which must be the last of its batch: the child's row appears
+    /// with exactly the position that it was born at.
+    pub(crate) fn has_split(&self) -> bool {
+        self.split.is_some()
+    }
+
     /// The changes and the row as of the last entry, in one batch.
-    pub(crate) fn take_batch(&mut self, replica: ReplicaId) -> (Batch, Row) {
-        self.overlay.put(layout::row(replica), self.row.encode());
-        (self.overlay.take_batch(), self.row.clone())
+    pub(crate) fn take(&mut self) -> Changes {
+        let row = layout::row(self.replica);
+        self.overlay.put(row, self.row.encode());
+        Changes {
+            batch: self.overlay.take_batch(),
+            row: self.row.clone(),
+            split: self.split.take(),
+        }
     }
 
     /// Applies the next entry.
@@ -84,15 +137,18 @@ impl<'e> Applying<'e> {
         match &entry.payload {
             Payload::Blank => Ok(Bytes::new()),
             Payload::Membership(membership) => {
+                // Each raises the epoch, whether it changes the set of replicas or not: a plan that was
+                // made before it does not know it.
+                self.row.descriptor.replicas = Membership::decode(membership)?.replicas();
+                self.row.descriptor.epoch.conf += 1;
                 self.row.applied.membership = membership.clone();
                 self.row.applied.membership_position = Some(entry.position);
-                self.row.descriptor.epoch.conf += 1;
                 Ok(Bytes::new())
             }
             Payload::Command(bytes) => {
                 let command = Command::decode(bytes)?;
-                let outcomes = self.command(&command, entry.position.term)?;
-                Ok(command::encode_outcomes(&outcomes))
+                let answer = self.command(&command, entry.position.term)?;
+                Ok(answer.encode())
             }
         }
     }
@@ -108,28 +164,93 @@ impl<'e> Applying<'e> {
         }
     }
 
-    fn command(&mut self, command: &Command, term: u64) -> Result<Vec<WriteOutcome>, MachineError> {
-        let all = |outcome: WriteOutcome| Ok(vec![outcome; command.writes.len()]);
+    fn command(&mut self, command: &Command, term: u64) -> Result<Answer, MachineError> {
+        let header = command.header;
+        let is_stale = !self.take_stamps(command, term);
+        match &command.body {
+            Body::Writes(writes) if is_stale => Ok(all(writes, WriteOutcome::StaleStamp)),
+            Body::Writes(writes) if header.epoch.bounds != self.row.descriptor.epoch.bounds => {
+                Ok(all(writes, WriteOutcome::StaleEpoch))
+            }
+            Body::Writes(writes) => {
+                let numbered = (0..).zip(writes);
+                let outcomes = numbered
+                    .map(|(number, write)| self.write(write, header.stamp.plus(number)))
+                    .collect::<Result<_, _>>()?;
+                Ok(Answer::Writes(outcomes))
+            }
+            Body::Split(_) if is_stale => Ok(Answer::Split(SplitOutcome::StaleStamp)),
+            Body::Split(split) => self.split(split, header.epoch).map(Answer::Split),
+        }
+    }
+
+    /// Moves the stamps of the shard to the end of the command's; false when they are not above what was
+    /// stamped or closed before.
+    fn take_stamps(&mut self, command: &Command, term: u64) -> bool {
         let header = command.header;
         let stamped_by_later_leader = term > self.row.ceiling_term;
         // What a leader has closed, within the ceiling, a later one must not write.
         if header.stamp <= self.row.last_stamp
             || (stamped_by_later_leader && header.stamp <= self.row.ceiling)
         {
-            return all(WriteOutcome::StaleStamp);
+            return false;
         }
-        let count = command.writes.len() as u64;
-        self.row.last_stamp = header.stamp.plus(count.max(1) - 1);
+        self.row.last_stamp = header.stamp.plus(command.body.stamps() - 1);
         self.row.ceiling = self.row.ceiling.max(header.ceiling);
         self.row.ceiling_term = term;
         self.row.raise_floors(header.stamp);
-        if header.epoch.bounds != self.row.descriptor.epoch.bounds {
-            return all(WriteOutcome::StaleEpoch);
+        true
+    }
+
+    fn split(&mut self, split: &Split, planned_at: Epoch) -> Result<SplitOutcome, MachineError> {
+        let membership = Membership::decode(&self.row.applied.membership)?;
+        let halves = split::halves(&self.row, &membership, self.replica, split, planned_at);
+        let halves = match halves {
+            Ok(halves) => halves,
+            Err(refused) => return Ok(*refused),
+        };
+        let outcome = SplitOutcome::Done {
+            left: halves.left.descriptor.clone(),
+            right: halves.right.descriptor.clone(),
+        };
+        self.row = halves.left;
+        let here = self.settle_child(halves.child, &halves.right)?;
+        for piece in &here.given_up {
+            let (place, entry) = slots::clear_entry(piece);
+            self.overlay.put(place, entry);
         }
-        let numbered = (0..).zip(&command.writes);
-        numbered
-            .map(|(number, write)| self.write(write, header.stamp.plus(number)))
-            .collect()
+        self.split = Some(here);
+        Ok(outcome)
+    }
+
+    /// Seeds the child's replica on this node, unless it has begun already or has ended. What is not the
+    /// child's then is nobody's.
+    fn settle_child(
+        &mut self,
+        child: Option<ReplicaId>,
+        right: &Row,
+    ) -> Result<SplitHere, MachineError> {
+        let nobodys = || SplitHere {
+            seeded: None,
+            given_up: right.pieces.clone(),
+        };
+        let Some(child) = child.filter(|child| !(self.gone)(*child)) else {
+            return Ok(nobodys());
+        };
+        let place = layout::row(child);
+        if let Some(row) = self.overlay.get(&place)? {
+            let has_keys_here = Row::decode(&row)?.shares_slot_with(&right.pieces);
+            return Ok(if has_keys_here {
+                SplitHere::default()
+            } else {
+                nobodys()
+            });
+        }
+        self.overlay.put(place, right.encode());
+        Ok(SplitHere {
+            seeded: Some(child),
+            given_up: Vec::new(),
+        })
     }
 
     fn write(&mut self, write: &Write, stamp: Timestamp) -> Result<WriteOutcome, MachineError> {
@@ -410,6 +531,10 @@ type Found = (Slot, Key, Vec<u8>, Vec<u8>);
 /// Reads a stored outcome: its command's stamp and the answer.
 pub(crate) fn decode_outcome(record: &[u8]) -> Result<(Timestamp, WriteOutcome), MachineError> {
     Ok(value::decode("a stored outcome", OUTCOME_FORMAT, record)?)
+}
+
+fn all(writes: &[Write], outcome: WriteOutcome) -> Answer {
+    Answer::Writes(vec![outcome; writes.len()])
 }
 
 fn done(version: Timestamp, deleted: u32) -> WriteOutcome {

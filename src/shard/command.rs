@@ -8,10 +8,14 @@ use bytes::Bytes;
 use crate::codec::value;
 use crate::codec::value::ValueError;
 use crate::machine::MachineError;
+use crate::types::Key;
+use crate::types::ShardId;
 use crate::types::Timestamp;
 use crate::types::request::Write;
 use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
+use crate::types::shard::Replica;
+use crate::types::shard::ShardDescriptor;
 
 /// The numbers of the kinds of commands. A number is never given to another kind; most are reserved
 /// for what is designed and not built yet.
@@ -28,7 +32,7 @@ pub mod kind {
     pub const PREVENT: u8 = 5;
     /// Reserved: raises the ceiling of closed timestamps without a write.
     pub const RAISE_CEILING: u8 = 6;
-    /// Reserved: splits the shard.
+    /// Splits the shard.
     pub const SPLIT: u8 = 7;
     /// Reserved, merge: the left shard begins.
     pub const PREPARE_MERGE: u8 = 8;
@@ -46,33 +50,77 @@ pub mod kind {
 
 const FORMAT: u8 = 1;
 const HEADER_BYTES: usize = 2 + 4 * 8;
-const OUTCOMES_FORMAT: u8 = 1;
+const ANSWER_FORMAT: u8 = 1;
 
 /// What every command says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Header {
-    /// The stamp of the first write; the leader has reserved one for each. Rises along the log.
+    /// The stamp of the first write; the leader has reserved one for each, and one for a split. Rises
+    /// along the log.
     pub stamp: Timestamp,
     /// The leader closes no timestamp above it. `ZERO` leaves the ceiling where it is.
     pub ceiling: Timestamp,
-    /// The shard's epoch that the leader checked the writes against.
+    /// The shard's epoch that the leader checked the writes against, or that the split was planned at.
     pub epoch: Epoch,
 }
 
-/// Writes that were proposed together. Write `i` has the stamp `header.stamp.plus(i)`.
+/// What an entry asks of the shard.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Command {
     /// What every command says.
     pub header: Header,
-    /// The writes, in order.
-    pub writes: Vec<Write>,
+    /// What is asked.
+    pub body: Body,
+}
+
+/// The kinds of commands that this program knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// Writes that were proposed together, in order. Write `i` has the stamp `header.stamp.plus(i)`.
+    Writes(Vec<Write>),
+    /// Splits the shard in two.
+    Split(Split),
+}
+
+/// Where a shard is split, and what its right half becomes.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Split {
+    /// The first key of the right half. Inside the shard's range, and not its start.
+    pub at: Key,
+    /// The id of the right half, never used before.
+    pub child: ShardId,
+    /// The right half's replicas, one on each node that has one of the shard; ids never used before.
+    pub replicas: Vec<Replica>,
+}
+
+impl Default for Body {
+    fn default() -> Body {
+        Body::Writes(Vec::new())
+    }
+}
+
+impl Body {
+    fn kind(&self) -> u8 {
+        match self {
+            Body::Writes(_) => kind::WRITE,
+            Body::Split(_) => kind::SPLIT,
+        }
+    }
+
+    /// How many stamps it takes, at least one.
+    pub fn stamps(&self) -> u64 {
+        match self {
+            Body::Writes(writes) => (writes.len() as u64).max(1),
+            Body::Split(_) => 1,
+        }
+    }
 }
 
 impl Command {
     /// The entry's bytes.
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(HEADER_BYTES + 64 * self.writes.len());
-        out.extend_from_slice(&[FORMAT, kind::WRITE]);
+        let mut out = Vec::with_capacity(HEADER_BYTES + 64 * self.body.stamps() as usize);
+        out.extend_from_slice(&[FORMAT, self.body.kind()]);
         for number in [
             self.header.stamp.0,
             self.header.ceiling.0,
@@ -81,7 +129,10 @@ impl Command {
         ] {
             out.extend_from_slice(&number.to_be_bytes());
         }
-        value::append(&mut out, &self.writes);
+        match &self.body {
+            Body::Writes(writes) => value::append(&mut out, writes),
+            Body::Split(split) => value::append(&mut out, split),
+        }
         out.into()
     }
 
@@ -91,47 +142,91 @@ impl Command {
         let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(|| {
             MachineError(format!("{} bytes are too short for a command", bytes.len()))
         })?;
-        if header[0] != FORMAT || header[1] != kind::WRITE {
-            return Err(MachineError(format!(
-                "a command of format {} and kind {} is of a newer program version; this one knows \
-                 format {FORMAT}, kind {}: upgrade this node",
-                header[0],
-                header[1],
-                kind::WRITE
-            )));
-        }
+        let body = match (header[0], header[1]) {
+            (FORMAT, kind::WRITE) => {
+                Body::Writes(value::decode_fields("the writes of a command", body)?)
+            }
+            (FORMAT, kind::SPLIT) => Body::Split(value::decode_fields("a split", body)?),
+            (format, kind) => return Err(of_newer_program(format, kind)),
+        };
         let number = |at: usize| {
             let at = 2 + at * 8;
             let bytes = header[at..at + 8].try_into();
             u64::from_be_bytes(bytes.expect("eight bytes were sliced"))
         };
-        Ok(Command {
-            header: Header {
-                stamp: Timestamp(number(0)),
-                ceiling: Timestamp(number(1)),
-                epoch: Epoch {
-                    conf: number(2),
-                    bounds: number(3),
-                },
+        let header = Header {
+            stamp: Timestamp(number(0)),
+            ceiling: Timestamp(number(1)),
+            epoch: Epoch {
+                conf: number(2),
+                bounds: number(3),
             },
-            writes: value::decode_fields("the writes of a command", body)?,
-        })
+        };
+        Ok(Command { header, body })
     }
 }
 
-/// The answer to a command: one outcome for each write, in order.
-pub fn encode_outcomes(outcomes: &[WriteOutcome]) -> Bytes {
-    value::encode(OUTCOMES_FORMAT, &outcomes).into()
+fn of_newer_program(format: u8, kind: u8) -> MachineError {
+    MachineError(format!(
+        "a command of format {format} and kind {kind} is of a newer program version; this one knows \
+         format {FORMAT}, kinds {} and {}: upgrade this node",
+        kind::WRITE,
+        kind::SPLIT
+    ))
 }
 
-/// Reads the answer to a command. The answer to any other entry is empty and is refused here.
-pub fn decode_outcomes(bytes: &[u8]) -> Result<Vec<WriteOutcome>, ValueError> {
-    value::decode("the answer to a command", OUTCOMES_FORMAT, bytes)
+/// What applying a command answers, the same on every replica. The answer to any other entry is empty.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Answer {
+    /// One outcome for each write, in order.
+    Writes(Vec<WriteOutcome>),
+    /// How the split ended.
+    Split(SplitOutcome),
+}
+
+/// How a split ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum SplitOutcome {
+    /// There are two shards now.
+    Done {
+        /// The shard that was split, without its right half.
+        left: ShardDescriptor,
+        /// The new shard.
+        right: ShardDescriptor,
+    },
+    /// The shard has changed since the split was planned. Nothing was done: plan it again.
+    Stale {
+        /// The shard as it is.
+        current: ShardDescriptor,
+    },
+    /// A change of the shard's membership is under way. Nothing was done: wait until it has ended.
+    Joint,
+    /// The split makes no sense for this shard, and never will. Nothing was done.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// The stamp was not above the shard's last one. Nothing was done: propose it again.
+    StaleStamp,
+}
+
+impl Answer {
+    /// The bytes that the proposer gets.
+    pub fn encode(&self) -> Bytes {
+        value::encode(ANSWER_FORMAT, self).into()
+    }
+
+    /// Reads the answer to a command. The answer to any other entry is empty and is refused here.
+    pub fn decode(bytes: &[u8]) -> Result<Answer, ValueError> {
+        value::decode("the answer to a command", ANSWER_FORMAT, bytes)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::types::Key;
+    use crate::types::KeyRange;
+    use crate::types::NodeId;
+    use crate::types::ReplicaId;
     use crate::types::RequestId;
     use crate::types::request::Condition;
     use crate::types::request::Operation;
@@ -146,7 +241,7 @@ mod tests {
                 ceiling: Timestamp(0x22),
                 epoch: Epoch { conf: 3, bounds: 4 },
             },
-            writes: vec![Write {
+            body: Body::Writes(vec![Write {
                 id: RequestId([7; 16]),
                 kind: WriteKind::Keys {
                     conditions: vec![Condition::Exists {
@@ -157,46 +252,81 @@ mod tests {
                         value: Bytes::from_static(b"1"),
                     }],
                 },
-            }],
+            }]),
         }
+    }
+
+    fn split() -> Command {
+        Command {
+            body: Body::Split(Split {
+                at: Key::from_static(b"m"),
+                child: ShardId(5),
+                replicas: vec![Replica {
+                    id: ReplicaId(6),
+                    node: NodeId(7),
+                }],
+            }),
+            ..command()
+        }
+    }
+
+    fn old(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut old = vec![1, kind];
+        for number in [0x11u64, 0x22, 3, 4] {
+            old.extend_from_slice(&number.to_be_bytes());
+        }
+        old.extend_from_slice(body);
+        old
     }
 
     #[test]
     fn the_first_format_is_still_read_and_written() {
-        let mut old = vec![1, 1];
-        for number in [0x11u64, 0x22, 3, 4] {
-            old.extend_from_slice(&number.to_be_bytes());
-        }
-        old.push(1);
-        old.extend_from_slice(&[7; 16]);
-        old.extend_from_slice(&[0, 1, 2, 1, b'a', 1, 0, 1, b'a', 1, b'1']);
-        assert_eq!(Command::decode(&old).unwrap(), command());
-        assert_eq!(command().encode(), old);
+        let body = [
+            &[1][..],
+            &[7; 16],
+            &[0, 1, 2, 1, b'a', 1, 0, 1, b'a', 1, b'1'],
+        ]
+        .concat();
+        let writes = old(1, &body);
+        assert_eq!(Command::decode(&writes).unwrap(), command());
+        assert_eq!(command().encode(), writes);
+        let halves = old(7, &[1, b'm', 5, 1, 6, 7]);
+        assert_eq!(Command::decode(&halves).unwrap(), split());
+        assert_eq!(split().encode(), halves);
     }
 
     #[test]
     fn an_unknown_kind_says_what_to_do() {
         let mut bytes = command().encode().to_vec();
-        bytes[1] = kind::SPLIT;
+        bytes[1] = kind::FREEZE;
         let error = Command::decode(&bytes).unwrap_err().to_string();
         assert!(
-            error.contains("kind 7") && error.contains("upgrade"),
+            error.contains("kind 9") && error.contains("upgrade"),
             "{error}"
         );
         assert!(Command::decode(&bytes[..20]).is_err());
     }
 
     #[test]
-    fn outcomes_are_read_back() {
-        let outcomes = vec![
+    fn answers_are_read_back() {
+        let writes = Answer::Writes(vec![
             WriteOutcome::StaleEpoch,
             WriteOutcome::Done {
                 version: Timestamp(9),
                 deleted: 2,
                 resume: Some(Key::from_static(b"x")),
             },
-        ];
-        assert_eq!(decode_outcomes(&encode_outcomes(&outcomes)), Ok(outcomes));
-        assert!(decode_outcomes(b"").is_err());
+        ]);
+        let current = ShardDescriptor {
+            id: ShardId(1),
+            range: KeyRange::ALL,
+            epoch: Epoch { conf: 3, bounds: 4 },
+            replicas: Vec::new(),
+        };
+        let stale = Answer::Split(SplitOutcome::Stale { current });
+        for answer in [writes, stale] {
+            assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
+        }
+        assert!(Answer::decode(b"").is_err());
     }
 }

@@ -18,6 +18,8 @@ use crate::mvcc::Floors;
 use crate::mvcc::gc;
 use crate::mvcc::gc::Cursor;
 use crate::shard::apply::Applying;
+use crate::shard::apply::Changes;
+use crate::shard::apply::Gone;
 use crate::shard::apply::decode_outcome;
 use crate::shard::read::ShardReader;
 use crate::shard::row::Piece;
@@ -101,12 +103,51 @@ pub fn seed(
         last_outcome: Timestamp::ZERO,
         history_retention_ms: seed.history_retention_ms.max(seed.retry_window_ms),
         retry_window_ms: seed.retry_window_ms,
+        birth: None,
     };
     let mut batch = Batch::default();
     batch.put(layout::row(replica), row.encode());
     slots::take_off_clear_list(&mut batch, &slots::whole(fresh.slot()));
     engine.write(batch)?;
     Ok(true)
+}
+
+/// Writes the first row of a replica that knows its descriptor and has applied nothing, in a fresh slot:
+/// to be filled by its log or a snapshot. False when it has a row already. The caller flushes the engine.
+pub fn empty(
+    engine: &Arc<dyn Engine>,
+    slots: &Arc<Slots>,
+    replica: ReplicaId,
+    descriptor: ShardDescriptor,
+) -> Result<bool, MachineError> {
+    seed(
+        engine,
+        slots,
+        replica,
+        Seed::new(descriptor, Applied::default()),
+    )
+}
+
+/// Removes all that a replica has in the engine: its row at once, its keys in portions by and by. Done
+/// before, it is done. The caller has stopped the replica's machine, which would write the row again,
+/// and flushes the engine; reads that are still under way are refused.
+pub fn destroy(
+    engine: &Arc<dyn Engine>,
+    slots: &Arc<Slots>,
+    replica: ReplicaId,
+) -> Result<(), MachineError> {
+    let place = layout::row(replica);
+    let Some(row) = engine.get(&place)? else {
+        return Ok(());
+    };
+    // Nothing is cleared before a reader that finds it missing also finds that the replica has ended.
+    slots.end(replica);
+    let mut batch = Batch::default();
+    batch.delete(place);
+    for piece in &Row::decode(&row)?.pieces {
+        slots::put_on_clear_list(&mut batch, piece);
+    }
+    Ok(engine.write(batch)?)
 }
 
 /// The replicas of shards that have a row in the engine.
@@ -121,7 +162,9 @@ pub fn replicas(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
 pub struct ShardMachine {
     replica: ReplicaId,
     reader: ShardReader,
-    pass: Option<Pass>,
+    gone: Gone,
+    seeded: Vec<ReplicaId>,
+    pass: Option<Box<Pass>>,
     /// The floors of the last complete pass.
     collected: Floors,
 }
@@ -136,11 +179,13 @@ struct Pass {
 }
 
 impl ShardMachine {
-    /// The replica whose row is in the engine; `None` when there is no such row.
+    /// The replica whose row is in the engine; `None` when there is no such row. `gone` tells which ids
+    /// have ended on this node.
     pub fn open(
         engine: Arc<dyn Engine>,
         slots: Arc<Slots>,
         replica: ReplicaId,
+        gone: Gone,
     ) -> Result<Option<ShardMachine>, MachineError> {
         let Some(row) = engine.get(&layout::row(replica))? else {
             return Ok(None);
@@ -148,7 +193,9 @@ impl ShardMachine {
         let row = Row::decode(&row)?;
         Ok(Some(ShardMachine {
             replica,
-            reader: ShardReader::new(engine, slots, row),
+            reader: ShardReader::new(engine, slots, replica, row),
+            gone,
+            seeded: Vec::new(),
             pass: None,
             collected: Floors::default(),
         }))
@@ -160,14 +207,25 @@ impl ShardMachine {
     }
 
     fn commit(&mut self, applying: &mut Applying<'_>) -> Result<(), MachineError> {
-        let (batch, row) = applying.take_batch(self.replica);
+        let Changes { batch, row, split } = applying.take();
+        let Some(split) = split else {
+            self.reader.engine().write(batch)?;
+            self.reader.publish(row);
+            return Ok(());
+        };
+        // Until the row is published readers still go by the old one.
+        let held = self.reader.slots().hold(&split.given_up);
         self.reader.engine().write(batch)?;
         self.reader.publish(row);
+        drop(held);
+        // It would go on in the child's part, which the child's machine changes from now on.
+        self.pass = None;
+        self.seeded.extend(split.seeded);
         Ok(())
     }
 
     /// A new pass, when enough has sunk below the floors to be worth looking for.
-    fn next_pass(&self) -> Option<Pass> {
+    fn next_pass(&self) -> Option<Box<Pass>> {
         let row = self.reader.row();
         let held = row
             .pieces
@@ -180,16 +238,17 @@ impl ShardMachine {
         let collected = self.collected;
         let is_due = has_sunk(collected.history, floors.history, row.history_retention_ms)
             || has_sunk(collected.outcomes, floors.outcomes, row.retry_window_ms);
-        is_due.then(|| Pass {
+        let pass = || Pass {
             floors,
             pieces: row.pieces.clone(),
             outcomes: false,
             piece: 0,
             cursor: None,
-        })
+        };
+        is_due.then(|| Box::new(pass()))
     }
 
-    fn collect_portion(&mut self, mut pass: Pass) -> Result<(), MachineError> {
+    fn collect_portion(&mut self, mut pass: Box<Pass>) -> Result<(), MachineError> {
         let engine = self.reader.engine();
         let Some(piece) = pass.pieces.get(pass.piece) else {
             if pass.outcomes {
@@ -233,12 +292,14 @@ impl StateMachine for ShardMachine {
 
     fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Bytes>, MachineError> {
         let engine = self.reader.engine().clone();
-        let mut applying = Applying::new(&*engine, (*self.reader.row()).clone());
+        let gone = Arc::clone(&self.gone);
+        let row = (*self.reader.row()).clone();
+        let mut applying = Applying::new(&*engine, &gone, self.replica, row);
         let mut answers = Vec::with_capacity(entries.len());
         let mut uncommitted = false;
         for entry in entries {
             answers.push(applying.entry(entry)?);
-            uncommitted = applying.bytes() <= BATCH_BYTES_MAX;
+            uncommitted = applying.bytes() <= BATCH_BYTES_MAX && !applying.has_split();
             if !uncommitted {
                 self.commit(&mut applying)?;
             }
@@ -247,6 +308,10 @@ impl StateMachine for ShardMachine {
             self.commit(&mut applying)?;
         }
         Ok(answers)
+    }
+
+    fn take_seeded(&mut self) -> Vec<ReplicaId> {
+        std::mem::take(&mut self.seeded)
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
@@ -288,6 +353,7 @@ impl StateMachine for ShardMachine {
                 slot,
             }],
             applied,
+            birth: before.birth.or(sent.birth_elsewhere()),
             ..sent
         };
         let mut batch = Batch::default();

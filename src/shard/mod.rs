@@ -5,13 +5,15 @@
 //! range it holds and where its keys are. The row changes in the same batch as the keys.
 //!
 //! [`apply`] turns committed entries into batches; it is a function of the row, the keys and the
-//! entries alone, so that all replicas stay equal. [`read`] answers readers while entries are applied.
+//! entries alone, so that all replicas stay equal. [`split`] makes two shards of one.
+//! [`read`] answers readers while entries are applied.
 //! [`walk`] goes through the state as of one position: for snapshots ([`snapshot`]) and for the hash
 //! that replicas are compared by. [`machine`] holds it together behind the cut that Raft sees.
 
 pub mod command;
 pub mod row;
 pub mod slots;
+pub mod split;
 pub mod apply;
 pub mod read;
 pub mod walk;
@@ -20,9 +22,12 @@ pub mod machine;
 #[cfg(test)]
 mod tests;
 
+pub use apply::Gone;
 pub use command::Command;
 pub use machine::Seed;
 pub use machine::ShardMachine;
+pub use machine::destroy;
+pub use machine::empty;
 pub use machine::replicas;
 pub use machine::seed;
 pub use read::ReadAt;

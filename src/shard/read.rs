@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use sha2::Digest;
 use sha2::Sha256;
@@ -26,6 +28,7 @@ use crate::types::GroupId;
 use crate::types::Key;
 use crate::types::KeyRange;
 use crate::types::Position;
+use crate::types::ReplicaId;
 use crate::types::Timestamp;
 use crate::types::request::KeyValue;
 use crate::types::request::Versioned;
@@ -57,6 +60,9 @@ pub enum ReadError {
         /// The last stamp applied.
         applied: Timestamp,
     },
+    /// The replica was destroyed: its keys are being cleared.
+    #[error("the replica is not here any more")]
+    Ended,
     /// The engine failed or stored bytes make no sense: the replica must not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -66,7 +72,7 @@ impl ReadError {
     /// The error as a client gets it.
     pub fn into_error(self, group: GroupId) -> Error {
         match self {
-            ReadError::OutOfBounds { .. } => Error::StaleEpoch { group },
+            ReadError::OutOfBounds { .. } | ReadError::Ended => Error::StaleEpoch { group },
             ReadError::TooOld { .. } => Error::invalid("as_of", self),
             ReadError::NotYet { .. } => Error::unavailable(group, self),
             ReadError::Machine(error) => Error::Internal(error.0),
@@ -103,13 +109,20 @@ pub struct StateHash {
 pub struct ShardReader {
     engine: Arc<dyn Engine>,
     slots: Arc<Slots>,
+    ended: Arc<AtomicBool>,
     row: Arc<RwLock<Arc<Row>>>,
 }
 
 impl ShardReader {
-    pub(crate) fn new(engine: Arc<dyn Engine>, slots: Arc<Slots>, row: Row) -> ShardReader {
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        slots: Arc<Slots>,
+        replica: ReplicaId,
+        row: Row,
+    ) -> ShardReader {
         ShardReader {
             engine,
+            ended: slots.ended(replica),
             slots,
             row: Arc::new(RwLock::new(Arc::new(row))),
         }
@@ -228,6 +241,9 @@ impl ShardReader {
             let at = as_of.unwrap_or(row.last_stamp);
             check_stamp(&row, at)?;
             let value = read(&row, at);
+            if self.ended.load(Ordering::SeqCst) {
+                return Err(ReadError::Ended);
+            }
             let after = self.row();
             if is_same_ground(&row, &after, at) {
                 let value = value?;

@@ -11,7 +11,9 @@ use crate::machine::MachineError;
 use crate::mvcc::Floors;
 use crate::types::KeyRange;
 use crate::types::Position;
+use crate::types::ReplicaId;
 use crate::types::Timestamp;
+use crate::types::shard::Birth;
 use crate::types::shard::ShardDescriptor;
 
 const FORMAT: u8 = 1;
@@ -41,6 +43,9 @@ pub struct Row {
     pub history_retention_ms: u64,
     /// How long outcomes are known, in milliseconds.
     pub retry_window_ms: u64,
+    /// Which split the shard comes from; `None` for a first shard, and as long as a replica has applied
+    /// nothing.
+    pub birth: Option<Birth>,
 }
 
 /// A part of a shard's range and the slot with its keys.
@@ -50,6 +55,13 @@ pub struct Piece {
     pub range: KeyRange,
     /// The slot.
     pub slot: Slot,
+}
+
+impl Piece {
+    /// Whether a place in the engine can be in both.
+    pub fn overlaps(&self, other: &Piece) -> bool {
+        self.slot == other.slot && self.range.overlaps(&other.range)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -93,6 +105,12 @@ impl Row {
             .collect()
     }
 
+    /// Whether some of its keys are in these pieces.
+    pub fn shares_slot_with(&self, pieces: &[Piece]) -> bool {
+        let mine = |piece: &Piece| self.pieces.iter().any(|own| own.overlaps(piece));
+        pieces.iter().any(mine)
+    }
+
     /// The stamp at or below which no outcome is known: what may be collected, and whose repeat is too
     /// late, are decided by this alone.
     pub fn horizon(&self) -> Timestamp {
@@ -106,11 +124,21 @@ impl Row {
         self.floors.outcomes = self.floors.outcomes.max(before(self.retry_window_ms));
     }
 
-    /// The row without what differs between equal replicas: where the keys are.
+    /// The row without what differs between equal replicas: where the keys are, and which replica here
+    /// applied the split.
     pub fn without_places(&self) -> Row {
         Row {
             pieces: Vec::new(),
+            birth: self.birth_elsewhere(),
             ..self.clone()
         }
+    }
+
+    /// The birth as a replica knows it that came to the shard later.
+    pub fn birth_elsewhere(&self) -> Option<Birth> {
+        self.birth.map(|birth| Birth {
+            replica: ReplicaId::default(),
+            ..birth
+        })
     }
 }

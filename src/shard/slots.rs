@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::TryLockError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use crate::codec::layout;
 use crate::codec::layout::Family;
@@ -23,6 +25,7 @@ use crate::machine::MachineError;
 use crate::mvcc::Floors;
 use crate::shard::row::Piece;
 use crate::types::KeyRange;
+use crate::types::ReplicaId;
 
 const CLEAR_FORMAT: u8 = 1;
 
@@ -42,6 +45,8 @@ struct State {
     in_use: BTreeSet<Slot>,
     next_pin: u64,
     pins: BTreeMap<u64, (Vec<Piece>, Floors)>,
+    /// Of each replica that was opened here, whether it was destroyed since.
+    ended: BTreeMap<ReplicaId, Arc<AtomicBool>>,
 }
 
 impl Slots {
@@ -79,6 +84,16 @@ impl Slots {
         })
     }
 
+    /// Whether the replica was destroyed, now and later.
+    pub(crate) fn ended(&self, replica: ReplicaId) -> Arc<AtomicBool> {
+        self.lock().ended.entry(replica).or_default().clone()
+    }
+
+    /// Tells the replica's readers that what they read may be missing.
+    pub(crate) fn end(&self, replica: ReplicaId) {
+        self.ended(replica).store(true, Ordering::SeqCst);
+    }
+
     /// Counts slots as in use until the guard is dropped: nothing in them is cleared.
     pub(crate) fn hold(self: &Arc<Self>, pieces: &[Piece]) -> InUse {
         let slot: Vec<Slot> = pieces.iter().map(|piece| piece.slot).collect();
@@ -105,11 +120,10 @@ impl Slots {
     /// The lowest floors that pins ask for in a piece; `None` without a pin there.
     pub fn held(&self, piece: &Piece) -> Option<Floors> {
         let state = self.lock();
-        let overlapping = state.pins.values().filter(|(pieces, _)| {
-            let overlaps =
-                |held: &Piece| held.slot == piece.slot && held.range.overlaps(&piece.range);
-            pieces.iter().any(overlaps)
-        });
+        let overlapping = state
+            .pins
+            .values()
+            .filter(|(pieces, _)| pieces.iter().any(|held| held.overlaps(piece)));
         overlapping.map(|(_, floors)| *floors).reduce(Floors::min)
     }
 
@@ -177,10 +191,16 @@ pub(crate) fn whole(slot: Slot) -> Piece {
     }
 }
 
+/// What stands on the clear list for a piece: key and value.
+pub(crate) fn clear_entry(piece: &Piece) -> (Vec<u8>, Vec<u8>) {
+    let entry = value::encode(CLEAR_FORMAT, piece);
+    (layout::clear(piece.slot, &piece.range), entry)
+}
+
 /// Puts a piece on the clear list, with the batch.
 pub(crate) fn put_on_clear_list(batch: &mut Batch, piece: &Piece) {
-    let entry = value::encode(CLEAR_FORMAT, piece);
-    batch.put(layout::clear(piece.slot, &piece.range), entry);
+    let (place, entry) = clear_entry(piece);
+    batch.put(place, entry);
 }
 
 /// Takes a piece off the clear list, with the batch.

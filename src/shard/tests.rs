@@ -21,21 +21,25 @@ use crate::engine::Pair;
 use crate::engine::SledEngine;
 use crate::engine::sled::Options;
 use crate::machine::Applied;
+use crate::machine::Membership;
 use crate::machine::SnapshotSource;
 use crate::machine::StateMachine;
 use crate::mvcc::Floors;
 use crate::shard::Command;
+use crate::shard::Gone;
 use crate::shard::Seed;
 use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
 use crate::shard::Slots;
+use crate::shard::command::Answer;
+use crate::shard::command::Body;
 use crate::shard::command::Header;
-use crate::shard::command::decode_outcomes;
 use crate::shard::row::Piece;
 use crate::shard::row::Row;
 use crate::shard::seed;
 use crate::types::Key;
 use crate::types::KeyRange;
+use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::RequestId;
@@ -51,6 +55,7 @@ use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
+use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Scan;
 
@@ -58,17 +63,53 @@ const HISTORY_MS: u64 = 400;
 const WINDOW_MS: u64 = 200;
 const REPLICA: ReplicaId = ReplicaId(1);
 
+const NODE: NodeId = NodeId(1);
+
+/// The replicas of a shard on three nodes, from an id on; the first is on this node.
+fn replicas(first: u64) -> Vec<Replica> {
+    let replica = |number| Replica {
+        id: ReplicaId(first + number),
+        node: NodeId(NODE.0 + number),
+    };
+    (0..3).map(replica).collect()
+}
+
+fn nothing_gone() -> Gone {
+    Arc::new(|_| false)
+}
+
+fn open_in(engine: &Arc<dyn Engine>, slots: &Arc<Slots>, replica: ReplicaId) -> ShardMachine {
+    ShardMachine::open(engine.clone(), slots.clone(), replica, nothing_gone())
+        .unwrap()
+        .unwrap()
+}
+
+/// After a start: what is on the clear list may be cleared.
+fn reopened(engine: Arc<dyn Engine>) -> ShardMachine {
+    let slots = Slots::open(engine.clone()).unwrap();
+    open_in(&engine, &slots, REPLICA)
+}
+
+fn outcomes(answer: &[u8]) -> Vec<WriteOutcome> {
+    match Answer::decode(answer).unwrap() {
+        Answer::Writes(outcomes) => outcomes,
+        Answer::Split(outcome) => panic!("writes were answered as a split: {outcome:?}"),
+    }
+}
+
 fn seeded(engine: Arc<dyn Engine>) -> ShardMachine {
     let slots = Slots::open(engine.clone()).unwrap();
     let descriptor = ShardDescriptor {
         id: ShardId(1),
         range: KeyRange::ALL,
         epoch: Epoch { conf: 1, bounds: 1 },
-        replicas: Vec::new(),
+        replicas: replicas(REPLICA.0),
     };
+    let begins = Some(Position { term: 1, index: 1 });
     let applied = Applied {
-        position: Some(Position { term: 1, index: 1 }),
-        ..Applied::default()
+        position: begins,
+        membership_position: begins,
+        membership: Membership::of(&descriptor.replicas).encode(),
     };
     let first = Seed {
         history_retention_ms: HISTORY_MS,
@@ -76,7 +117,7 @@ fn seeded(engine: Arc<dyn Engine>) -> ShardMachine {
         ..Seed::new(descriptor, applied)
     };
     seed(&engine, &slots, REPLICA, first).unwrap();
-    ShardMachine::open(engine, slots, REPLICA).unwrap().unwrap()
+    open_in(&engine, &slots, REPLICA)
 }
 
 /// A replica with its keys in two slots, as after a merge.
@@ -103,7 +144,7 @@ fn seeded_in_two_pieces(engine: Arc<dyn Engine>) -> ShardMachine {
     batch.put(place, row.encode());
     crate::shard::slots::take_off_clear_list(&mut batch, &crate::shard::slots::whole(other));
     engine.write(batch).unwrap();
-    ShardMachine::open(engine, slots, REPLICA).unwrap().unwrap()
+    open_in(&engine, &slots, REPLICA)
 }
 
 fn memory() -> Arc<MemoryEngine> {
@@ -252,8 +293,10 @@ impl Leader {
         match kind % 16 {
             0 => (self.entry(Payload::Blank), Vec::new()),
             1 => {
-                let membership = Payload::Membership(number.to_be_bytes().to_vec().into());
-                (self.entry(membership), Vec::new())
+                let mut replicas = replicas(REPLICA.0);
+                replicas[2].id.0 += u64::from(number);
+                let membership = Membership::of(&replicas).encode();
+                (self.entry(Payload::Membership(membership)), Vec::new())
             }
             _ => {
                 let mut writes = vec![self.write(step, model)];
@@ -332,7 +375,8 @@ impl Leader {
             .zip(writes.iter().cloned())
             .map(|(number, write)| (write, stamp.plus(number)))
             .collect();
-        let bytes = Command { header, writes }.encode();
+        let body = Body::Writes(writes);
+        let bytes = Command { header, body }.encode();
         (self.entry(Payload::Command(bytes)), stamped)
     }
 }
@@ -347,7 +391,7 @@ fn check_answers(
         prop_assert!(answer.is_empty());
         return Ok(());
     }
-    let outcomes = decode_outcomes(answer).unwrap();
+    let outcomes = outcomes(answer);
     prop_assert_eq!(outcomes.len(), stamped.len());
     for (outcome, (write, stamp)) in outcomes.into_iter().zip(stamped) {
         let is_late = Timestamp::from_wall(write.id.wall_ms()) < row.horizon();
@@ -506,8 +550,7 @@ proptest! {
         prop_assert_eq!(&answers, &answers_of_second);
         prop_assert_eq!(hash(&first), hash(&second));
         engine.crash(kept);
-        let slots = Slots::open(engine.clone()).unwrap();
-        let mut second = ShardMachine::open(engine, slots, REPLICA).unwrap().unwrap();
+        let mut second = reopened(engine);
         let applied = second.applied().position.unwrap().index as usize - 1;
         second.apply(&entries[applied..]).unwrap();
         prop_assert_eq!(hash(&first), hash(&second));
@@ -831,7 +874,7 @@ fn a_range_of_large_values_is_deleted_over_several_entries() {
             WriteOutcome::Done {
                 deleted, resume, ..
             },
-        ] = &decode_outcomes(&answers[0]).unwrap()[..]
+        ] = &outcomes(&answers[0])[..]
         else {
             panic!("a delete is done")
         };

@@ -44,7 +44,7 @@ pub enum Payload {
     Blank,
     /// A command of the state machine.
     Command(Bytes),
-    /// A membership, encoded by `raft/`.
+    /// An encoded `machine::Membership`.
     Membership(Bytes),
 }
 

@@ -7,6 +7,7 @@ use crate::types::id::NodeId;
 use crate::types::id::ReplicaId;
 use crate::types::id::ShardId;
 use crate::types::key::KeyRange;
+use crate::types::log::Position;
 
 /// Rises with each change of a shard, so that whoever knows an older state is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -47,4 +48,16 @@ impl ShardDescriptor {
             .copied()
             .find(|replica| replica.node == node)
     }
+}
+
+/// Which split a shard comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Birth {
+    /// The shard that was split.
+    pub parent: ShardId,
+    /// The parent's replica that applied the split on the child's node; 0 at a replica that came to the
+    /// shard later.
+    pub replica: ReplicaId,
+    /// The split's place in the parent's log. That it was applied proves that it was committed.
+    pub position: Position,
 }

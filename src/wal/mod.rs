@@ -484,6 +484,12 @@ impl Wal {
         replicas.values().filter_map(|it| it.logged()).collect()
     }
 
+    /// Whether this id has ended here, for ever.
+    pub fn is_gone(&self, id: ReplicaId) -> bool {
+        let replicas = self.door.shared.replicas();
+        replicas.get(&id).is_some_and(|it| it.is_gone())
+    }
+
     /// The log of a replica that is born and not gone.
     pub fn log(&self, id: ReplicaId) -> Option<ReplicaLog> {
         let replica = self.door.shared.replicas().get(&id).cloned()?;

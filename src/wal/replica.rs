@@ -217,6 +217,11 @@ impl Replica {
         state.logged.about().is_some() && !state.ended
     }
 
+    pub(super) fn is_gone(&self) -> bool {
+        let state = self.state();
+        state.ended || state.logged.is_gone()
+    }
+
     /// What the log says of it; `None` while it is not born durably.
     pub(super) fn logged(&self) -> Option<LoggedReplica> {
         let state = self.state();

@@ -3,12 +3,17 @@
 //! Raft carries opaque bytes and hands them over in order; a [`StateMachine`] turns them into changes
 //! of the engine. A shard is one, placement is the other.
 
+pub mod membership;
+
 use std::any::Any;
 
 use bytes::Bytes;
 
 use crate::types::Position;
+use crate::types::ReplicaId;
 use crate::types::log::LogEntry;
+
+pub use membership::Membership;
 
 /// A failure of the engine or of a stored byte. It is not an answer: it ends the replica, since the
 /// others may have gone on.
@@ -23,7 +28,7 @@ pub struct Applied {
     pub position: Option<Position>,
     /// Where the last membership entry stood.
     pub membership_position: Option<Position>,
-    /// The last membership, encoded by `raft/`; empty before the first.
+    /// The last [`Membership`], encoded; empty before the first.
     pub membership: Bytes,
 }
 
@@ -36,6 +41,10 @@ pub trait StateMachine: Send + 'static {
     /// Applies committed entries in order, in as few batches as it likes, each with its position;
     /// returns one answer for each entry. The outcome is a function of state and entries alone.
     fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Bytes>, MachineError>;
+
+    /// The replicas on this node whose first row this machine has written since the last call: those
+    /// of a child that was split off. Their rows are in the engine, not flushed yet.
+    fn take_seeded(&mut self) -> Vec<ReplicaId>;
 
     /// The whole state as of now. Reading it may go on while entries are applied.
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError>;
