@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use protox::prost::Message;
 use tonic_prost_build::FileDescriptorSet;
 
-const FILES: [&str; 4] = ["kv", "cluster", "transport", "error"];
+const FILES: [&str; 5] = ["kv", "cluster", "placement", "transport", "error"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -37,6 +37,10 @@ use quorate::types::log::Payload;
 use quorate::types::log::Vote;
 use quorate::types::node::Identity;
 use quorate::types::node::Member;
+use quorate::types::node::Newcomer;
+use quorate::types::placement::Changes;
+use quorate::types::placement::PlacementAnswer;
+use quorate::types::placement::PlacementCommand;
 use quorate::types::request::Answered;
 use quorate::types::request::Condition;
 use quorate::types::request::KeyValue;
@@ -64,13 +68,17 @@ use quorate::wire::request::FormResponse;
 use quorate::wire::request::Founder;
 use quorate::wire::request::Get;
 use quorate::wire::request::GroupStatus;
+use quorate::wire::request::JoinRequest;
+use quorate::wire::request::JoinResponse;
 use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Page;
+use quorate::wire::request::Report;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
 use quorate::wire::request::Route;
 use quorate::wire::request::Scan;
 use quorate::wire::request::Service;
+use quorate::wire::request::ShardRoute;
 use quorate::wire::request::SnapshotHeader;
 use quorate::wire::request::StatusQuery;
 use quorate::wire::request::TakeLead;
@@ -245,6 +253,26 @@ impl Fake {
             }
             Request::TakeLead(_, _) => Response::TakeLead(true),
             Request::Form(form) => Response::Form(FormResponse::Forming(form)),
+            Request::Join(join) => Response::Join(JoinResponse {
+                node: NodeId(8),
+                cluster: ClusterId([1; 16]),
+                founders: vec![founder()],
+                members: vec![join.newcomer.into_member(NodeId(8))],
+            }),
+            Request::Placement(command) => Response::Placement(match command {
+                PlacementCommand::RecordMember(_) => PlacementAnswer::Recorded,
+                PlacementCommand::RecordShard(_) => PlacementAnswer::Outdated,
+                PlacementCommand::TakeIds { count } => PlacementAnswer::FirstId(count + 1),
+                PlacementCommand::AddMember(_) => PlacementAnswer::Member(NodeId(8)),
+            }),
+            Request::Report(report) => Response::Report(Changes {
+                upto: report.since + 3,
+                more: true,
+                members: vec![newcomer().into_member(NodeId(8))],
+                shards: report.shards,
+            }),
+            Request::Locate(_) => Response::Locate(shard_route(None)),
+            Request::Routes(_) => Response::Routes(0, vec![shard_route(Some(NodeId(1)))]),
         })
     }
 }
@@ -331,8 +359,8 @@ impl Service for FakeNode {
     }
 }
 
-fn node_status() -> NodeStatus {
-    let shard = ShardDescriptor {
+fn shard_descriptor() -> ShardDescriptor {
+    ShardDescriptor {
         id: ShardId(1),
         range: KeyRange {
             start: Bytes::from_static(b"a"),
@@ -343,7 +371,36 @@ fn node_status() -> NodeStatus {
             id: ReplicaId(1),
             node: NodeId(1),
         }],
-    };
+    }
+}
+
+fn shard_route(leader: Option<NodeId>) -> ShardRoute {
+    ShardRoute {
+        shard: shard_descriptor(),
+        leader,
+    }
+}
+
+fn founder() -> Founder {
+    Founder {
+        name: "n1".to_owned(),
+        incarnation: Incarnation([4; 16]),
+        node_address: "h:1".to_owned(),
+        client_address: "h:2".to_owned(),
+    }
+}
+
+fn newcomer() -> Newcomer {
+    Newcomer {
+        incarnation: Incarnation([8; 16]),
+        name: "n8".to_owned(),
+        node_address: "n8:7401".to_owned(),
+        client_address: "n8:7400".to_owned(),
+    }
+}
+
+fn node_status() -> NodeStatus {
+    let shard = shard_descriptor();
     let group = GroupStatus {
         group: GroupId::Shard(ShardId(1)),
         replica: ReplicaId(1),
@@ -619,16 +676,10 @@ fn one_of_each_request() -> Vec<Request> {
             kind,
         })
     };
-    let founder = Founder {
-        name: "n1".to_owned(),
-        incarnation: Incarnation([4; 16]),
-        node_address: "h:1".to_owned(),
-        client_address: "h:2".to_owned(),
-    };
     let form = FormRequest {
         token: "t".to_owned(),
         list: ClusterId([5; 16]),
-        from: founder,
+        from: founder(),
         confirmed: Some(ClusterId([6; 16])),
     };
     let ask = VoteRequest {
@@ -667,6 +718,23 @@ fn one_of_each_request() -> Vec<Request> {
         Request::Append(route(GroupId::Placement), append(6)),
         Request::TakeLead(route(shard), take),
         Request::Form(form),
+        Request::Join(JoinRequest {
+            token: "token".to_owned(),
+            newcomer: newcomer(),
+        }),
+        Request::Placement(PlacementCommand::RecordMember(
+            newcomer().into_member(NodeId(8)),
+        )),
+        Request::Placement(PlacementCommand::RecordShard(shard_descriptor())),
+        Request::Placement(PlacementCommand::TakeIds { count: 9 }),
+        Request::Placement(PlacementCommand::AddMember(newcomer())),
+        Request::Report(Report {
+            shards: vec![shard_descriptor()],
+            since: 5,
+        }),
+        Request::Locate(key()),
+        // The last one: its stream goes on asking for a moment after the first answer was taken.
+        Request::Routes(0),
     ]
 }
 
@@ -799,7 +867,9 @@ async fn a_forming_node_answers_form_and_nothing_else() {
     let node = start(IdentityCell::new()).await;
     let me = IdentityCell::new();
     let channel = GrpcChannel::of_node(me.clone());
-    let form = one_of_each_request().pop().unwrap();
+    let mut requests = one_of_each_request().into_iter();
+    let form = requests.find(|request| matches!(request, Request::Form(_)));
+    let form = form.unwrap();
     let by_address = channel.address(&node.nodes.to_string());
     assert!(by_address.call(call(form)).await.is_ok());
     channel.learn(member(&identity(2), &node.nodes.to_string(), ""));
@@ -1253,6 +1323,7 @@ async fn health_follows_readiness_and_reflection_knows_every_service() {
         for service in [
             "quorate.v1.Kv",
             "quorate.v1.Cluster",
+            "quorate.v1.Placement",
             "grpc.health.v1.Health",
         ] {
             assert!(services.contains(service), "{services}");

@@ -326,7 +326,14 @@ fn wanted(request: &Request) -> Wanted {
         | Request::Vote(..)
         | Request::Append(..)
         | Request::TakeLead(..)
-        | Request::Form(_) => return Wanted::Any,
+        | Request::Form(_)
+        | Request::Join(_)
+        | Request::Routes(_) => return Wanted::Any,
+        Request::Placement(_) | Request::Report(_) => {
+            return Wanted::LeaderOf(GroupId::Placement);
+        }
+        // Any node knows as much.
+        Request::Locate(_) => return Wanted::Any,
     };
     match read {
         ReadKind::Linearizable => Wanted::LeaderOfKey(key),
@@ -353,7 +360,12 @@ fn answered(response: &Response) -> Option<&Answered> {
         | Response::Vote(_)
         | Response::Append(_)
         | Response::TakeLead(_)
-        | Response::Form(_) => None,
+        | Response::Form(_)
+        | Response::Join(_)
+        | Response::Placement(_)
+        | Response::Report(_)
+        | Response::Locate(_)
+        | Response::Routes(..) => None,
     }
 }
 

@@ -40,6 +40,7 @@ use crate::node::collector;
 use crate::node::formation::InitialLayout;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
+use crate::placement::PlacementReader;
 use crate::placement::machine as placement;
 use crate::placement::machine::PlacementMachine;
 use crate::placement::state::PlacementState;
@@ -297,9 +298,11 @@ impl Boot {
                 .map(|replica| replica.id)
         };
         let placement = here(&layout.placement).map(|id| {
-            let mut state =
-                PlacementState::formed(layout.members.clone(), vec![layout.shard.clone()]);
-            state.next_id = layout.next_id;
+            let state = PlacementState::formed(
+                layout.members.clone(),
+                vec![layout.shard.clone()],
+                layout.next_id,
+            );
             (
                 id,
                 Birth::Placement {
@@ -433,14 +436,14 @@ impl Boot {
         tasks: &mut TaskSet,
     ) -> Result<(), BootError> {
         let (group, machine, reader): (_, Box<dyn StateMachine>, _) = match opened.machine {
-            Machine::Placement(machine) => (GroupId::Placement, Box::new(machine), None),
+            Machine::Placement(machine) => {
+                let reader = Reader::Placement(machine.reader());
+                (GroupId::Placement, Box::new(machine), reader)
+            }
             Machine::Shard(machine) => {
                 let reader = machine.reader();
-                (
-                    GroupId::Shard(reader.row().descriptor.id),
-                    Box::new(machine),
-                    Some(reader),
-                )
+                let group = GroupId::Shard(reader.row().descriptor.id);
+                (group, Box::new(machine), Reader::Shard(reader))
             }
         };
         let opening = Opening {
@@ -457,8 +460,8 @@ impl Boot {
         let group =
             started.map_err(|error| Error::Internal(format!("open {group}: {error}")))??;
         match reader {
-            None => registry.add_group(group),
-            Some(reader) => self.start_shard(group, reader, registry, tasks),
+            Reader::Placement(reader) => registry.add_placement(group, reader),
+            Reader::Shard(reader) => self.start_shard(group, reader, registry, tasks),
         }
         Ok(())
     }
@@ -497,6 +500,11 @@ struct Opened {
 enum Machine {
     Placement(PlacementMachine),
     Shard(ShardMachine),
+}
+
+enum Reader {
+    Placement(PlacementReader),
+    Shard(ShardReader),
 }
 
 impl Machine {

@@ -5,7 +5,7 @@
 //! and keeps them in a [`Registry`](registry::Registry). One task flushes the engine for all of them
 //! (`checkpoint.rs`), one collects what no reader may ask for any more (`collector.rs`). Each shard's
 //! replica has one owner of its writes (`proposer.rs`) and shares the round trips of its reads
-//! (`barrier.rs`).
+//! (`barrier.rs`). Placement is asked through `placement.rs`, wherever its leader is.
 
 pub mod identity;
 pub mod formation;
@@ -14,6 +14,7 @@ pub mod barrier;
 pub mod proposer;
 pub mod replica;
 pub mod registry;
+pub mod placement;
 pub mod checkpoint;
 pub mod collector;
 pub mod boot;

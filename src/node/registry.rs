@@ -6,6 +6,7 @@ use std::sync::RwLock;
 use crate::error::Error;
 use crate::error::Result;
 use crate::node::replica::Replica;
+use crate::placement::PlacementReader;
 use crate::raft::Group;
 use crate::types::GroupId;
 use crate::types::ShardId;
@@ -20,13 +21,21 @@ pub struct Registry {
 #[derive(Default)]
 struct Hosted {
     groups: BTreeMap<GroupId, Group>,
+    placement: Option<PlacementReader>,
     shards: BTreeMap<ShardId, Replica>,
 }
 
 impl Registry {
-    /// Adds a group that is no shard's.
-    pub fn add_group(&self, group: Group) {
-        self.write().groups.insert(group.id(), group);
+    /// Adds placement's group and what reads its state here.
+    pub fn add_placement(&self, group: Group, reader: PlacementReader) {
+        let mut hosted = self.write();
+        hosted.groups.insert(group.id(), group);
+        hosted.placement = Some(reader);
+    }
+
+    /// What reads placement's state here, where this node has a replica of it.
+    pub fn placement(&self) -> Option<PlacementReader> {
+        self.read().placement.clone()
     }
 
     /// Adds a shard's replica and its group.
@@ -60,6 +69,11 @@ impl Registry {
                 what: format!("{} of {}", route.to, route.group),
             }),
         }
+    }
+
+    /// All shards' replicas, in the order of their ids.
+    pub fn shards(&self) -> Vec<Replica> {
+        self.read().shards.values().cloned().collect()
     }
 
     /// A shard's replica here.

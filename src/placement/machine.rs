@@ -395,7 +395,7 @@ mod tests {
             position: Some(Position { term: 1, index: 1 }),
             ..Applied::default()
         };
-        let state = PlacementState::formed(vec![member(1)], Vec::new());
+        let state = PlacementState::formed(vec![member(1)], Vec::new(), 2);
         assert!(seed(&*engine, ReplicaId(1), state.clone(), applied.clone()).unwrap());
         assert!(!seed(&*engine, ReplicaId(1), state, applied).unwrap());
         engine

@@ -142,7 +142,14 @@ fn kind(request: &Request) -> RequestKind {
             WriteKind::Keys { .. } => RequestKind::Write,
             WriteKind::Range { .. } => RequestKind::DeleteRange,
         },
-        Request::Status(_) | Request::TransferLeader(_) | Request::Form(_) => RequestKind::Control,
+        Request::Status(_)
+        | Request::TransferLeader(_)
+        | Request::Form(_)
+        | Request::Join(_)
+        | Request::Placement(_)
+        | Request::Report(_)
+        | Request::Locate(_)
+        | Request::Routes(_) => RequestKind::Control,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -210,6 +217,19 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             .take_lead(take)
             .await
             .map(Response::TakeLead),
+        Request::Placement(command) => host
+            .placement
+            .propose_here(command)
+            .await
+            .map(Response::Placement),
+        Request::Report(report) => host
+            .placement
+            .report_here(report)
+            .await
+            .map(Response::Report),
+        Request::Join(_) | Request::Locate(_) | Request::Routes(_) => {
+            Err(Error::unavailable("this node", "routes are not served yet"))
+        }
         Request::Form(_) => Err(Error::Internal(
             "forming is answered before this".to_string(),
         )),
@@ -229,7 +249,12 @@ fn first_key(request: &Request) -> Option<&Key> {
         | Request::Vote(..)
         | Request::Append(..)
         | Request::TakeLead(..)
-        | Request::Form(_) => None,
+        | Request::Form(_)
+        | Request::Join(_)
+        | Request::Placement(_)
+        | Request::Report(_)
+        | Request::Locate(_)
+        | Request::Routes(_) => None,
     }
 }
 

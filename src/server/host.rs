@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
 use crate::raft::Group;
@@ -42,6 +43,8 @@ pub struct Host {
     pub members: Vec<Member>,
     /// Where the shard's replicas are.
     pub home: Home,
+    /// The way to placement.
+    pub placement: PlacementClient,
     /// Its replicas.
     pub registry: Arc<Registry>,
     /// The way to the others.

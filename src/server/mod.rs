@@ -41,6 +41,7 @@ use crate::node::formation_driver::FormationError;
 use crate::node::formation_driver::Setup;
 use crate::node::identity::DataDirectory;
 use crate::node::identity::IdentityError;
+use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::raft;
 use crate::raft::Fail;
@@ -192,12 +193,23 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         .iter()
         .find(|member| member.id == me.node)
         .cloned();
+    let placement = PlacementClient::new(
+        me,
+        layout
+            .placement
+            .iter()
+            .map(|replica| replica.node)
+            .collect(),
+        Arc::clone(&stores.registry),
+        Arc::clone(&channel),
+    );
     handler.open(Host {
         identity: me,
         member: member
             .ok_or_else(|| StartError::Internal("the list has no entry for this node".into()))?,
         members: layout.members,
         home: Home::new(layout.shard),
+        placement,
         registry: Arc::clone(&stores.registry),
         channel,
         started: Instant::now(),

@@ -7,6 +7,7 @@ pub mod log;
 pub mod shard;
 pub mod request;
 pub mod node;
+pub mod placement;
 
 pub use id::ClusterId;
 pub use id::GroupId;

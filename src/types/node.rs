@@ -32,3 +32,29 @@ pub struct Member {
     /// `host:port` for clients.
     pub client_address: String,
 }
+
+/// A node that asks to become a member.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Newcomer {
+    /// Its data directory's random number.
+    pub incarnation: Incarnation,
+    /// Its name, as given by the person who runs it.
+    pub name: String,
+    /// `host:port` for other nodes.
+    pub node_address: String,
+    /// `host:port` for clients.
+    pub client_address: String,
+}
+
+impl Newcomer {
+    /// The member that it becomes under an id.
+    pub fn into_member(self, id: NodeId) -> Member {
+        Member {
+            id,
+            incarnation: self.incarnation,
+            name: self.name,
+            node_address: self.node_address,
+            client_address: self.client_address,
+        }
+    }
+}

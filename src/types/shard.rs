@@ -18,6 +18,14 @@ pub struct Epoch {
     pub bounds: u64,
 }
 
+impl Epoch {
+    /// Whether this is of an older state than `other`, of the same shard. Both parts only rise, so that
+    /// of two states one is later in both.
+    pub fn is_before(self, other: Epoch) -> bool {
+        self.conf < other.conf || self.bounds < other.bounds
+    }
+}
+
 /// One copy of a shard and the node that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Replica {

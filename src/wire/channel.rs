@@ -40,6 +40,7 @@ use crate::wire::appends::Carriers;
 use crate::wire::convert::cluster;
 use crate::wire::convert::group_number;
 use crate::wire::convert::kv;
+use crate::wire::convert::placement;
 use crate::wire::convert::transport as convert;
 use crate::wire::identity;
 use crate::wire::identity::FORWARDED_HEADER;
@@ -49,6 +50,7 @@ use crate::wire::lane::MESSAGE_BYTES_MAX;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::cluster_client::ClusterClient;
 use crate::wire::proto::v1::kv_client::KvClient;
+use crate::wire::proto::v1::placement_client::PlacementClient;
 use crate::wire::proto::v1::transport_client::TransportClient;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
@@ -317,7 +319,12 @@ fn write_in(request: &Request) -> Option<RequestId> {
         | Request::Vote(..)
         | Request::Append(..)
         | Request::TakeLead(..)
-        | Request::Form(_) => None,
+        | Request::Form(_)
+        | Request::Join(_)
+        | Request::Placement(_)
+        | Request::Report(_)
+        | Request::Locate(_)
+        | Request::Routes(_) => None,
     }
 }
 
@@ -328,12 +335,17 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::Scan(_)
         | Request::Write(_)
         | Request::Status(_)
-        | Request::TransferLeader(_) => &peer.bulk,
+        | Request::TransferLeader(_)
+        | Request::Report(_)
+        | Request::Routes(_) => &peer.bulk,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
         | Request::TakeLead(..)
-        | Request::Form(_) => &peer.beat,
+        | Request::Form(_)
+        | Request::Join(_)
+        | Request::Placement(_)
+        | Request::Locate(_) => &peer.beat,
     }
 }
 
@@ -433,6 +445,31 @@ impl Outgoing {
                 let response = self.transport().form(self.wrap(request)).await?;
                 Ok(Response::Form(convert::formed_of(response.into_inner())?))
             }
+            Request::Join(join) => {
+                let request = placement::join_out(join);
+                let response = self.transport().join(self.wrap(request)).await?;
+                let joined = placement::joined_of(response.into_inner())?;
+                Ok(Response::Join(joined))
+            }
+            Request::Placement(command) => {
+                let request = self.wrap(placement::command_out(command));
+                let response = self.transport().change_placement(request).await?;
+                let answer = placement::answer_of(response.into_inner())?;
+                Ok(Response::Placement(answer))
+            }
+            Request::Report(report) => {
+                let request = placement::report_out(report);
+                let response = self.transport().report(self.wrap(request)).await?;
+                let changes = placement::changes_of(response.into_inner())?;
+                Ok(Response::Report(changes))
+            }
+            Request::Locate(key) => {
+                let request = placement::locate_out(key, self.cluster);
+                let response = self.placement().locate(self.wrap(request)).await?;
+                let route = placement::located_of(response.into_inner())?;
+                Ok(Response::Locate(route))
+            }
+            Request::Routes(_) => self.routes().await,
         }
     }
 
@@ -449,6 +486,15 @@ impl Outgoing {
             page.rest = next.rest;
         }
         Ok(page)
+    }
+
+    /// The first message of a watch. The numbers of changes mean nothing to another node.
+    async fn routes(self) -> Result<Response, Failure> {
+        let request = placement::watch_out(self.cluster);
+        let watched = self.placement().watch_routes(self.wrap(request)).await?;
+        let first = watched.into_inner().message().await?;
+        let first = first.ok_or_else(|| Error::invalid("routes", "it ended without an answer"))?;
+        Ok(Response::Routes(0, placement::routes_of(first)?))
     }
 
     async fn heartbeat(self, route: Route, append: AppendRequest) -> Result<Response, Failure> {
@@ -494,6 +540,10 @@ impl Outgoing {
 
     fn cluster(&self) -> ClusterClient<transport::Channel> {
         ClusterClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn placement(&self) -> PlacementClient<transport::Channel> {
+        PlacementClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     fn transport(&self) -> TransportClient<transport::Channel> {

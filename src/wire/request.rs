@@ -25,6 +25,10 @@ use crate::types::Timestamp;
 use crate::types::log::LogEntry;
 use crate::types::log::Vote;
 use crate::types::node::Member;
+use crate::types::node::Newcomer;
+use crate::types::placement::Changes;
+use crate::types::placement::PlacementAnswer;
+use crate::types::placement::PlacementCommand;
 use crate::types::request::Answered;
 use crate::types::request::KeyValue;
 use crate::types::request::ReadKind;
@@ -108,6 +112,18 @@ pub enum Request {
     TakeLead(Route, TakeLead),
     /// Forming a cluster.
     Form(FormRequest),
+    /// Becoming a member of a cluster.
+    Join(JoinRequest),
+    /// A change of placement's state. For its group's leader.
+    Placement(PlacementCommand),
+    /// What has changed at a node. For the leader of placement's group.
+    Report(Report),
+    /// Which shard holds a key, or begins with the empty one, as far as the node knows.
+    Locate(Key),
+    /// Every route that the node knows behind its change of this number; waits for one, for half of
+    /// the deadline. 0: all, at once. The numbers are of one node since its start; over the network
+    /// it is always 0.
+    Routes(u64),
 }
 
 /// The answers, one kind for each request kind.
@@ -135,6 +151,16 @@ pub enum Response {
     TakeLead(bool),
     /// To [`Request::Form`].
     Form(FormResponse),
+    /// To [`Request::Join`].
+    Join(JoinResponse),
+    /// To [`Request::Placement`].
+    Placement(PlacementAnswer),
+    /// To [`Request::Report`]: everything reported is recorded.
+    Report(Changes),
+    /// To [`Request::Locate`].
+    Locate(ShardRoute),
+    /// To [`Request::Routes`]: the number to ask on from, and the routes.
+    Routes(u64, Vec<ShardRoute>),
 }
 
 /// Reads one key.
@@ -328,6 +354,46 @@ pub enum FormResponse {
         /// Its first nodes.
         founders: Vec<Founder>,
     },
+}
+
+/// Asks to become a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// The token with which the cluster was formed.
+    pub token: String,
+    /// Who asks.
+    pub newcomer: Newcomer,
+}
+
+/// The node that asked is a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinResponse {
+    /// Its id.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// The cluster's first nodes, in the order of their ids.
+    pub founders: Vec<Founder>,
+    /// Every member known to the node that answers.
+    pub members: Vec<Member>,
+}
+
+/// What has changed at a node, for placement.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Shards that it leads and that have changed since a report of them was answered.
+    pub shards: Vec<ShardDescriptor>,
+    /// The number of the last change of placement's state that it knows; 0: none.
+    pub since: u64,
+}
+
+/// Where a shard is, as somebody knows it: a hint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardRoute {
+    /// The shard.
+    pub shard: ShardDescriptor,
+    /// The node that leads it, if known.
+    pub leader: Option<NodeId>,
 }
 
 /// What a node says about itself and what it knows of its cluster.

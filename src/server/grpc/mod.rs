@@ -5,6 +5,7 @@ pub mod accept;
 pub mod door;
 pub mod kv;
 pub mod cluster;
+pub mod placement;
 pub mod transport;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::wire::lane::sentence;
 use crate::wire::proto::DESCRIPTORS;
 use crate::wire::proto::v1::cluster_server::ClusterServer;
 use crate::wire::proto::v1::kv_server::KvServer;
+use crate::wire::proto::v1::placement_server::PlacementServer;
 use crate::wire::proto::v1::transport_server::TransportServer;
 use crate::wire::request::Service;
 
@@ -57,7 +59,12 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Names under which health is asked for; the empty one is the whole server.
-const HEALTH_NAMES: [&str; 3] = ["", "quorate.v1.Kv", "quorate.v1.Cluster"];
+const HEALTH_NAMES: [&str; 4] = [
+    "",
+    "quorate.v1.Kv",
+    "quorate.v1.Cluster",
+    "quorate.v1.Placement",
+];
 
 /// Both doors of one node.
 #[derive(Clone)]
@@ -99,7 +106,7 @@ impl Doors {
         }
     }
 
-    /// Serves Kv, Cluster, health and reflection. Health says `SERVING` while `ready` is true. Returns
+    /// Serves Kv, Cluster, Placement, health and reflection. Health says `SERVING` while `ready` is true. Returns
     /// after `stop`; dropping the future stops taking connections and leaves those there are open.
     pub async fn serve_clients(
         &self,
@@ -114,7 +121,11 @@ impl Doors {
                 KvServer::new(kv::KvDoor::new(door.clone()))
                     .max_decoding_message_size(CLIENT_MESSAGE_BYTES_MAX),
             )
-            .add_service(ClusterServer::new(cluster::ClusterDoor::new(door)))
+            .add_service(ClusterServer::new(cluster::ClusterDoor::new(door.clone())))
+            .add_service(PlacementServer::new(placement::PlacementDoor::new(
+                door,
+                stop.token.clone(),
+            )))
             .add_service(health)
             .add_service(reflection().build_v1().map_err(failed)?)
             .add_service(reflection().build_v1alpha().map_err(failed)?);
@@ -126,8 +137,8 @@ impl Doors {
         }
     }
 
-    /// Serves Transport, and Kv and Cluster for calls that other nodes send on. Until `identity` is
-    /// set, only Form is answered. Returns after `stop`; dropping the future stops taking connections
+    /// Serves Transport, and Kv, Cluster and Placement for calls of other nodes. Until `identity` is
+    /// set, only Form and Join are answered. Returns after `stop`; dropping the future stops taking connections
     /// and leaves those there are open.
     pub async fn serve_nodes(
         &self,
@@ -145,7 +156,11 @@ impl Doors {
                 KvServer::new(kv::KvDoor::new(door.clone()))
                     .max_decoding_message_size(MESSAGE_BYTES_MAX),
             )
-            .add_service(ClusterServer::new(cluster::ClusterDoor::new(door)));
+            .add_service(ClusterServer::new(cluster::ClusterDoor::new(door.clone())))
+            .add_service(PlacementServer::new(placement::PlacementDoor::new(
+                door,
+                stop.token.clone(),
+            )));
         serve(router, listener, stop).await
     }
 

@@ -37,6 +37,7 @@ use crate::server::grpc::door::Entered;
 use crate::server::grpc::door::unexpected;
 use crate::types::ClusterId;
 use crate::wire::convert::group_of;
+use crate::wire::convert::placement;
 use crate::wire::convert::transport as convert;
 use crate::wire::outbox::Outbox;
 use crate::wire::outbox::Taker;
@@ -186,6 +187,42 @@ impl Transport for TransportDoor {
         let form = convert::form_of(request.into_inner()).map_err(refused)?;
         match self.ask(entered, NodeRequest::Form(form)).await? {
             NodeResponse::Form(response) => Ok(Response::new(convert::formed_out(response))),
+            other => Err(refused(unexpected(&other))),
+        }
+    }
+
+    async fn join(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinResponse>, Status> {
+        let entered = self.door.enter_unknown(request.metadata());
+        let join = placement::join_of(request.into_inner()).map_err(refused)?;
+        match self.ask(entered, NodeRequest::Join(join)).await? {
+            NodeResponse::Join(joined) => Ok(Response::new(placement::joined_out(joined))),
+            other => Err(refused(unexpected(&other))),
+        }
+    }
+
+    async fn change_placement(
+        &self,
+        request: Request<v1::ChangePlacementRequest>,
+    ) -> Result<Response<v1::ChangePlacementResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let command = placement::command_of(request.into_inner()).map_err(refused)?;
+        match self.ask(entered, NodeRequest::Placement(command)).await? {
+            NodeResponse::Placement(answer) => Ok(Response::new(placement::answer_out(answer))),
+            other => Err(refused(unexpected(&other))),
+        }
+    }
+
+    async fn report(
+        &self,
+        request: Request<v1::ReportRequest>,
+    ) -> Result<Response<v1::ReportResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let report = placement::report_of(request.into_inner()).map_err(refused)?;
+        match self.ask(entered, NodeRequest::Report(report)).await? {
+            NodeResponse::Report(changes) => Ok(Response::new(placement::changes_out(changes))),
             other => Err(refused(unexpected(&other))),
         }
     }

@@ -94,7 +94,7 @@ pub fn status_of(response: v1::StatusResponse) -> Result<NodeStatus> {
     })
 }
 
-fn member_out(member: Member) -> v1::Member {
+pub(super) fn member_out(member: Member) -> v1::Member {
     v1::Member {
         id: member.id.0,
         incarnation: sixteen_bytes(member.incarnation.0),
@@ -104,7 +104,7 @@ fn member_out(member: Member) -> v1::Member {
     }
 }
 
-fn member_of(member: v1::Member) -> Result<Member> {
+pub(super) fn member_of(member: v1::Member) -> Result<Member> {
     Ok(Member {
         id: NodeId(member.id),
         incarnation: Incarnation(sixteen("member.incarnation", &member.incarnation)?),
@@ -144,7 +144,7 @@ fn group_status_of(status: v1::GroupStatus) -> Result<GroupStatus> {
     })
 }
 
-fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
+pub(super) fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
     let replicas = shard.replicas.into_iter().map(|replica| v1::Replica {
         id: replica.id.0,
         node: replica.node.0,
@@ -158,7 +158,7 @@ fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
     }
 }
 
-fn shard_of(shard: v1::ShardDescriptor) -> Result<ShardDescriptor> {
+pub(super) fn shard_of(shard: v1::ShardDescriptor) -> Result<ShardDescriptor> {
     let replicas = shard.replicas.into_iter().map(|replica| Replica {
         id: ReplicaId(replica.id),
         node: NodeId(replica.node),

@@ -3,6 +3,7 @@
 
 pub mod kv;
 pub mod cluster;
+pub mod placement;
 pub mod transport;
 #[cfg(test)]
 mod tests;

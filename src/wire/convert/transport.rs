@@ -313,7 +313,7 @@ pub fn formed_of(response: v1::FormResponse) -> Result<FormResponse> {
     }
 }
 
-fn founder_out(founder: Founder) -> v1::Founder {
+pub(super) fn founder_out(founder: Founder) -> v1::Founder {
     v1::Founder {
         name: founder.name,
         incarnation: sixteen_bytes(founder.incarnation.0),
@@ -322,7 +322,7 @@ fn founder_out(founder: Founder) -> v1::Founder {
     }
 }
 
-fn founder_of(founder: v1::Founder) -> Result<Founder> {
+pub(super) fn founder_of(founder: v1::Founder) -> Result<Founder> {
     Ok(Founder {
         name: founder.name,
         incarnation: Incarnation(sixteen("founder.incarnation", &founder.incarnation)?),

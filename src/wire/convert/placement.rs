@@ -1,0 +1,248 @@
+//! Requests and answers of `placement.proto`, and those of `transport.proto` that are about placement.
+//! Decides only.
+
+use crate::error::Result;
+use crate::types::ClusterId;
+use crate::types::Incarnation;
+use crate::types::Key;
+use crate::types::NodeId;
+use crate::types::node::Member;
+use crate::types::node::Newcomer;
+use crate::types::placement::Changes;
+use crate::types::placement::PlacementAnswer;
+use crate::types::placement::PlacementCommand;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::convert::check_bound;
+use crate::wire::convert::cluster::member_of;
+use crate::wire::convert::cluster::member_out;
+use crate::wire::convert::cluster::shard_of;
+use crate::wire::convert::cluster::shard_out;
+use crate::wire::convert::cluster_bytes;
+use crate::wire::convert::cluster_of;
+use crate::wire::convert::kv::Meant;
+use crate::wire::convert::required;
+use crate::wire::convert::sixteen;
+use crate::wire::convert::sixteen_bytes;
+use crate::wire::convert::transport::founder_of;
+use crate::wire::convert::transport::founder_out;
+use crate::wire::proto::v1;
+use crate::wire::request::JoinRequest;
+use crate::wire::request::JoinResponse;
+use crate::wire::request::Report;
+use crate::wire::request::ShardRoute;
+
+/// A change of placement's state as it is sent. Fields rather than the log's own bytes, so that a node
+/// of another version refuses what it does not know with an error that names it.
+pub fn command_out(command: PlacementCommand) -> v1::ChangePlacementRequest {
+    use v1::change_placement_request::Command;
+    let command = match command {
+        PlacementCommand::RecordMember(member) => Command::RecordMember(member_out(member)),
+        PlacementCommand::RecordShard(shard) => Command::RecordShard(shard_out(shard)),
+        PlacementCommand::TakeIds { count } => Command::TakeIds(count),
+        PlacementCommand::AddMember(newcomer) => Command::AddMember(newcomer_out(newcomer)),
+    };
+    v1::ChangePlacementRequest {
+        command: Some(command),
+    }
+}
+
+/// A change of placement's state.
+pub fn command_of(request: v1::ChangePlacementRequest) -> Result<PlacementCommand> {
+    use v1::change_placement_request::Command;
+    Ok(match required("command", request.command)? {
+        Command::RecordMember(member) => PlacementCommand::RecordMember(member_of(member)?),
+        Command::RecordShard(shard) => PlacementCommand::RecordShard(shard_of(shard)?),
+        Command::TakeIds(count) => PlacementCommand::TakeIds { count },
+        Command::AddMember(newcomer) => PlacementCommand::AddMember(newcomer_of(newcomer)?),
+    })
+}
+
+/// What a change came to, as it is sent.
+pub fn answer_out(answer: PlacementAnswer) -> v1::ChangePlacementResponse {
+    use v1::change_placement_response::Answer;
+    use v1::change_placement_response::Outdated;
+    use v1::change_placement_response::Recorded;
+    let answer = match answer {
+        PlacementAnswer::Recorded => Answer::Recorded(Recorded {}),
+        PlacementAnswer::Outdated => Answer::Outdated(Outdated {}),
+        PlacementAnswer::FirstId(first) => Answer::FirstId(first),
+        PlacementAnswer::Member(node) => Answer::Member(node.0),
+    };
+    v1::ChangePlacementResponse {
+        answer: Some(answer),
+    }
+}
+
+/// What a change came to.
+pub fn answer_of(response: v1::ChangePlacementResponse) -> Result<PlacementAnswer> {
+    use v1::change_placement_response::Answer;
+    Ok(match required("answer", response.answer)? {
+        Answer::Recorded(_) => PlacementAnswer::Recorded,
+        Answer::Outdated(_) => PlacementAnswer::Outdated,
+        Answer::FirstId(first) => PlacementAnswer::FirstId(first),
+        Answer::Member(node) => PlacementAnswer::Member(NodeId(node)),
+    })
+}
+
+/// A report as it is sent.
+pub fn report_out(report: Report) -> v1::ReportRequest {
+    v1::ReportRequest {
+        shards: report.shards.into_iter().map(shard_out).collect(),
+        since: report.since,
+    }
+}
+
+/// A report.
+pub fn report_of(request: v1::ReportRequest) -> Result<Report> {
+    Ok(Report {
+        shards: shards_of(request.shards)?,
+        since: request.since,
+    })
+}
+
+/// The answer to a report as it is sent.
+pub fn changes_out(changes: Changes) -> v1::ReportResponse {
+    v1::ReportResponse {
+        upto: changes.upto,
+        more: changes.more,
+        members: changes.members.into_iter().map(member_out).collect(),
+        shards: changes.shards.into_iter().map(shard_out).collect(),
+    }
+}
+
+/// The answer to a report.
+pub fn changes_of(response: v1::ReportResponse) -> Result<Changes> {
+    Ok(Changes {
+        upto: response.upto,
+        more: response.more,
+        members: members_of(response.members)?,
+        shards: shards_of(response.shards)?,
+    })
+}
+
+/// A request to join as it is sent.
+pub fn join_out(join: JoinRequest) -> v1::JoinRequest {
+    v1::JoinRequest {
+        token: join.token,
+        newcomer: Some(newcomer_out(join.newcomer)),
+    }
+}
+
+/// A request to join.
+pub fn join_of(request: v1::JoinRequest) -> Result<JoinRequest> {
+    Ok(JoinRequest {
+        token: request.token,
+        newcomer: newcomer_of(required("newcomer", request.newcomer)?)?,
+    })
+}
+
+/// The answer to a new member as it is sent.
+pub fn joined_out(joined: JoinResponse) -> v1::JoinResponse {
+    v1::JoinResponse {
+        node: joined.node.0,
+        cluster_id: sixteen_bytes(joined.cluster.0),
+        founders: joined.founders.into_iter().map(founder_out).collect(),
+        members: joined.members.into_iter().map(member_out).collect(),
+    }
+}
+
+/// The answer to a new member.
+pub fn joined_of(response: v1::JoinResponse) -> Result<JoinResponse> {
+    let founders = response.founders.into_iter().map(founder_of);
+    Ok(JoinResponse {
+        node: NodeId(response.node),
+        cluster: ClusterId(sixteen("cluster_id", &response.cluster_id)?),
+        founders: founders.collect::<Result<_>>()?,
+        members: members_of(response.members)?,
+    })
+}
+
+/// Checks a Locate.
+pub fn locate_of(request: v1::LocateRequest) -> Result<Meant<Key>> {
+    check_bound("key", &request.key)?;
+    Ok((request.key, cluster_of(&request.cluster_id)?))
+}
+
+/// A Locate as it is sent.
+pub fn locate_out(key: Key, cluster: Option<ClusterId>) -> v1::LocateRequest {
+    v1::LocateRequest {
+        key,
+        cluster_id: cluster_bytes(cluster),
+    }
+}
+
+/// Answers Locate.
+pub fn located_out(route: ShardRoute) -> v1::LocateResponse {
+    v1::LocateResponse {
+        route: Some(route_out(route)),
+    }
+}
+
+/// The answer to Locate.
+pub fn located_of(response: v1::LocateResponse) -> Result<ShardRoute> {
+    route_of(required("route", response.route)?)
+}
+
+/// Checks a WatchRoutes: gives the cluster that is meant.
+pub fn watch_of(request: &v1::WatchRoutesRequest) -> Result<Option<ClusterId>> {
+    cluster_of(&request.cluster_id)
+}
+
+/// A WatchRoutes as it is sent.
+pub fn watch_out(cluster: Option<ClusterId>) -> v1::WatchRoutesRequest {
+    v1::WatchRoutesRequest {
+        cluster_id: cluster_bytes(cluster),
+    }
+}
+
+/// One message of WatchRoutes.
+pub fn routes_out(routes: Vec<ShardRoute>) -> v1::WatchRoutesResponse {
+    v1::WatchRoutesResponse {
+        routes: routes.into_iter().map(route_out).collect(),
+    }
+}
+
+/// One message of WatchRoutes.
+pub fn routes_of(response: v1::WatchRoutesResponse) -> Result<Vec<ShardRoute>> {
+    response.routes.into_iter().map(route_of).collect()
+}
+
+fn route_out(route: ShardRoute) -> v1::ShardRoute {
+    v1::ShardRoute {
+        shard: Some(shard_out(route.shard)),
+        leader: route.leader.map(|node| node.0),
+    }
+}
+
+fn route_of(route: v1::ShardRoute) -> Result<ShardRoute> {
+    Ok(ShardRoute {
+        shard: shard_of(required("route.shard", route.shard)?)?,
+        leader: route.leader.map(NodeId),
+    })
+}
+
+fn newcomer_out(newcomer: Newcomer) -> v1::Newcomer {
+    v1::Newcomer {
+        incarnation: sixteen_bytes(newcomer.incarnation.0),
+        name: newcomer.name,
+        node_address: newcomer.node_address,
+        client_address: newcomer.client_address,
+    }
+}
+
+fn newcomer_of(newcomer: v1::Newcomer) -> Result<Newcomer> {
+    Ok(Newcomer {
+        incarnation: Incarnation(sixteen("newcomer.incarnation", &newcomer.incarnation)?),
+        name: newcomer.name,
+        node_address: newcomer.node_address,
+        client_address: newcomer.client_address,
+    })
+}
+
+fn members_of(members: Vec<v1::Member>) -> Result<Vec<Member>> {
+    members.into_iter().map(member_of).collect()
+}
+
+fn shards_of(shards: Vec<v1::ShardDescriptor>) -> Result<Vec<ShardDescriptor>> {
+    shards.into_iter().map(shard_of).collect()
+}
