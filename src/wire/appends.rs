@@ -1,12 +1,13 @@
-//! The sending end of the append streams of all groups between two nodes, carried by one stream of
-//! frames.
+//! The sending end of the append streams and heartbeats of all groups between two nodes, carried by one
+//! stream of frames.
 //!
-//! A stream has at most [`APPENDS_IN_FLIGHT_MAX`] requests without an answer. That bounds what waits
+//! A stream has at most [`APPENDS_IN_FLIGHT_MAX`] requests, of some megabytes, without an answer. That bounds what waits
 //! for it on either side, so that a stream that is not read holds back itself alone. When the carrying
 //! stream breaks, every open one ends with `Unavailable`: what the receiver has done is for Raft to
 //! find out.
 
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -24,6 +25,7 @@ use futures::StreamExt;
 use futures::stream;
 use futures::stream::BoxStream;
 use futures::stream::Fuse;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -40,6 +42,7 @@ use crate::wire::lane::MESSAGE_BYTES_MAX;
 use crate::wire::outbox::Outbox;
 use crate::wire::outbox::Taker;
 use crate::wire::proto::v1;
+use crate::wire::proto::v1::append_frame::Beat;
 use crate::wire::proto::v1::append_frame::Body;
 use crate::wire::proto::v1::append_frame::Cancel;
 use crate::wire::proto::v1::append_frame::End;
@@ -50,6 +53,10 @@ use crate::wire::request::AppendResponse;
 use crate::wire::request::Route;
 use crate::wire::status;
 use crate::wire::status::Asked;
+
+/// Bytes of entries of one stream that may be without an answer; one request always may. A receiver that stands
+/// still for a moment has all of them in memory when it goes on.
+const BYTES_IN_FLIGHT_MAX: usize = 8 * 1024 * 1024;
 
 /// The carrier must be accepted in this time: the receiver does it without asking anyone.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -127,9 +134,42 @@ impl Carrier {
         })
     }
 
+    /// One append outside the pipelines. It waits for no other, and shares its message with what is waiting to
+    /// be written. Cancel-safe: a dropped call may have happened.
+    pub async fn beat(&self, route: Route, request: AppendRequest) -> Result<AppendResponse> {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let mut waiting = Waiting {
+            inlets: self.inlets.clone(),
+            number,
+            answer: self.inlets.open(number)?,
+        };
+        let beat = Beat {
+            route: Some(transport::route_out(route)),
+            entries: Some(transport::append_out(request)),
+        };
+        if !self.push(number, Body::Beat(beat)) {
+            return Err(Error::invalid("entries", "too large for one append"));
+        }
+        let answer = waiting.answer.recv().await;
+        answer.unwrap_or_else(|| Err(Error::unavailable("the receiver", "it gave no answer")))
+    }
+
     fn push(&self, stream: u64, body: Body) -> bool {
         let body = Some(body);
         self.outbox.push(v1::AppendFrame { stream, body })
+    }
+}
+
+/// Whoever waits for the answer to a beat. Dropping it forgets the beat.
+struct Waiting {
+    inlets: Arc<Inlets>,
+    number: u64,
+    answer: mpsc::Receiver<Result<AppendResponse>>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.inlets.remove(self.number);
     }
 }
 
@@ -195,9 +235,12 @@ impl Inlets {
             },
             Some(Body::End(_)) => None,
             Some(Body::Failed(detail)) => Some(status::from_detail_bytes(detail)),
-            Some(Body::Open(_) | Body::Request(_) | Body::Cancel(_)) | None => Some(
-                Error::invalid("frame", "it is none for the sending end of a stream"),
-            ),
+            Some(Body::Open(_) | Body::Request(_) | Body::Cancel(_) | Body::Beat(_)) | None => {
+                Some(Error::invalid(
+                    "frame",
+                    "it is none for the sending end of a stream",
+                ))
+            }
         };
         if let (Some(inlet), Some(error)) = (self.remove(frame.stream), end) {
             let _ = inlet.try_send(Err(error));
@@ -281,8 +324,9 @@ struct Appends {
     requests: Fuse<BoxStream<'static, AppendRequest>>,
     requests_ended: bool,
     answers: mpsc::Receiver<Result<AppendResponse>>,
-    /// Taken from `requests` and not answered to whoever polls.
-    in_flight: usize,
+    /// Bytes of each request that was taken and whose answer nobody has polled yet.
+    in_flight: VecDeque<usize>,
+    bytes_in_flight: usize,
     over: bool,
 }
 
@@ -301,14 +345,15 @@ impl Appends {
             requests: requests.fuse(),
             requests_ended: false,
             answers,
-            in_flight: 0,
+            in_flight: VecDeque::new(),
+            bytes_in_flight: 0,
             over: false,
         })
     }
 
     /// Sends what the window and the network have room for.
     fn send(&mut self, context: &mut Context<'_>) -> Result<()> {
-        while !self.requests_ended && self.in_flight < APPENDS_IN_FLIGHT_MAX {
+        while !self.requests_ended && self.has_room() {
             if self.carrier.outbox.poll_room(context).is_pending() {
                 return Ok(());
             }
@@ -320,14 +365,24 @@ impl Appends {
                 }
                 Poll::Ready(Some(request)) => {
                     let entries = transport::append_out(request);
+                    let bytes = entries.encoded_len();
                     if !self.carrier.push(self.number, Body::Request(entries)) {
                         return Err(Error::invalid("entries", "too large for one append"));
                     }
-                    self.in_flight += 1;
+                    self.in_flight.push_back(bytes);
+                    self.bytes_in_flight += bytes;
                 }
             }
         }
         Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight.len() < APPENDS_IN_FLIGHT_MAX && self.bytes_in_flight < BYTES_IN_FLIGHT_MAX
+    }
+
+    fn answered(&mut self) {
+        self.bytes_in_flight -= self.in_flight.pop_front().unwrap_or_default();
     }
 }
 
@@ -345,7 +400,7 @@ impl Stream for Appends {
         match self.answers.poll_recv(context) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(answer))) => {
-                self.in_flight = self.in_flight.saturating_sub(1);
+                self.answered();
                 Poll::Ready(Some(Ok(answer)))
             }
             Poll::Ready(Some(Err(error))) => {

@@ -63,7 +63,6 @@ use crate::wire::request::Route;
 use crate::wire::request::Scan;
 use crate::wire::request::Service;
 use crate::wire::request::SnapshotHeader;
-use crate::wire::status;
 use crate::wire::status::Asked;
 
 /// Addresses whose connections are kept, beside those of nodes. Full: those that nobody holds are
@@ -170,6 +169,8 @@ struct Peer {
     /// Snapshots.
     snapshot: Arc<Lane>,
     carriers: Carriers,
+    /// As `carriers`, of heartbeats.
+    beats: Carriers,
     headers: OnceLock<MetadataMap>,
 }
 
@@ -183,6 +184,7 @@ impl Peer {
             what: what.as_str().into(),
             member,
             carriers: Carriers::default(),
+            beats: Carriers::default(),
             headers: OnceLock::new(),
         }
     }
@@ -235,7 +237,12 @@ impl Service for Remote {
         let found = self.0.find();
         async move {
             let (peer, headers) = found?;
-            send(&peer, headers, call).await
+            match call.request {
+                Request::Append(route, append) => {
+                    beat(&peer, headers, (route, append), call.deadline).await
+                }
+                request => send(&peer, headers, Call { request, ..call }).await,
+            }
         }
         .boxed()
     }
@@ -292,10 +299,28 @@ async fn send(peer: &Peer, headers: MetadataMap, call: Call) -> Result<Response>
             lane.check(&connection, &status);
             Err(asked.failed(&status))
         }
-        Ok(Err(Failure::Said(error))) => Err(error),
         Ok(Err(Failure::Answer(error))) => Err(unreadable(&asked, &error)),
         Err(_elapsed) => Err(asked.timed_out()),
     }
+}
+
+/// Heartbeats of all groups share one stream of frames, so that idle groups cost a frame and not a call.
+async fn beat(
+    peer: &Peer,
+    headers: MetadataMap,
+    (route, append): (Route, AppendRequest),
+    within: Duration,
+) -> Result<Response> {
+    let answered = async {
+        let carrier = peer.beats.carrier(&peer.beat, headers, &peer.what).await?;
+        carrier.beat(route, append).await
+    };
+    let answer = timeout_at(Instant::now() + within.min(DEADLINE_MAX), answered).await;
+    let answer = answer.map_err(|_| Error::Timeout {
+        what: format!("a heartbeat to {}", peer.what),
+        after: within,
+    })?;
+    answer.map(Response::Append)
 }
 
 /// A write's answer that makes no sense leaves its outcome unknown.
@@ -353,8 +378,6 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
 enum Failure {
     /// It came back with this.
     Status(Status),
-    /// The receiver has said so.
-    Said(Error),
     /// The answer breaks the protocol.
     Answer(Error),
 }
@@ -434,7 +457,9 @@ impl Outgoing {
                 let response = self.transport().vote(self.wrap(request)).await?;
                 Ok(Response::Vote(convert::voted_of(response.into_inner())?))
             }
-            Request::Append(route, append) => self.heartbeat(route, append).await,
+            Request::Append(..) => {
+                Err(Error::Internal("a beat is no call of its own".to_owned()).into())
+            }
             Request::TakeLead(route, take) => {
                 let request = convert::take_lead_out(route, take);
                 let response = self.transport().take_lead(self.wrap(request)).await?;
@@ -495,29 +520,6 @@ impl Outgoing {
         let first = watched.into_inner().message().await?;
         let first = first.ok_or_else(|| Error::invalid("routes", "it ended without an answer"))?;
         Ok(Response::Routes(0, placement::routes_of(first)?))
-    }
-
-    async fn heartbeat(self, route: Route, append: AppendRequest) -> Result<Response, Failure> {
-        use v1::heartbeat_request::Beat;
-        use v1::heartbeat_response::answer::Kind;
-        let beat = Beat {
-            route: Some(convert::route_out(route)),
-            entries: Some(convert::append_out(append)),
-        };
-        let request = v1::HeartbeatRequest { beats: vec![beat] };
-        let response = self.transport().heartbeat(self.wrap(request)).await?;
-        let answer = response
-            .into_inner()
-            .answers
-            .pop()
-            .and_then(|answer| answer.kind);
-        match answer {
-            Some(Kind::Agreement(agreement)) => {
-                Ok(Response::Append(convert::appended_of(agreement)?))
-            }
-            Some(Kind::Failed(detail)) => Err(Failure::Said(status::from_detail_bytes(detail))),
-            None => Err(Error::invalid("answers", "there is none for the beat").into()),
-        }
     }
 
     fn wrap<T>(&self, message: T) -> tonic::Request<T> {

@@ -9,11 +9,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
 use futures::StreamExt;
-use futures::future;
 use futures::stream;
 use futures::stream::BoxStream;
 use prost::Message;
@@ -42,18 +42,22 @@ use crate::wire::convert::transport as convert;
 use crate::wire::outbox::Outbox;
 use crate::wire::outbox::Taker;
 use crate::wire::proto::v1;
+use crate::wire::proto::v1::append_frame::Beat;
 use crate::wire::proto::v1::append_frame::Body;
 use crate::wire::proto::v1::append_frame::End;
 use crate::wire::proto::v1::transport_server::Transport;
 use crate::wire::request::APPENDS_IN_FLIGHT_MAX;
 use crate::wire::request::AppendRequest;
-use crate::wire::request::AppendResponse;
+use crate::wire::request::Call;
 use crate::wire::request::Request as NodeRequest;
 use crate::wire::request::Response as NodeResponse;
 use crate::wire::request::Route;
 use crate::wire::request::Service;
 use crate::wire::status::to_detail;
 use crate::wire::status::to_status;
+
+/// How long a beat may take here: whoever sent it does not wait longer.
+const BEAT_MAX: Duration = Duration::from_secs(1);
 
 /// Answers `Transport`.
 pub struct TransportDoor {
@@ -94,25 +98,6 @@ impl Transport for TransportDoor {
             frames: Taker::of(outbox),
             _carrier: AbortOnDropHandle::new(tokio::spawn(run)),
         }))
-    }
-
-    async fn heartbeat(
-        &self,
-        request: Request<v1::HeartbeatRequest>,
-    ) -> Result<Response<v1::HeartbeatResponse>, Status> {
-        let entered = self.door.enter(request.metadata())?;
-        let beats = request.into_inner().beats.into_iter();
-        let answers = beats.map(|beat| async move {
-            use v1::heartbeat_response::answer::Kind;
-            let answer = beat_of(beat, &self.door, entered).await;
-            let kind = match answer {
-                Ok(answer) => Kind::Agreement(convert::appended_out(answer)),
-                Err(error) => Kind::Failed(encoded(&error)),
-            };
-            v1::heartbeat_response::Answer { kind: Some(kind) }
-        });
-        let answers = future::join_all(answers).await;
-        Ok(Response::new(v1::HeartbeatResponse { answers }))
     }
 
     async fn vote(
@@ -228,22 +213,6 @@ impl Transport for TransportDoor {
     }
 }
 
-async fn beat_of(
-    beat: v1::heartbeat_request::Beat,
-    door: &Door,
-    entered: Entered,
-) -> Result<AppendResponse> {
-    let route = convert::route_of(beat.route)?;
-    let append = convert::append_of(beat.entries.unwrap_or_default())?;
-    match door
-        .ask(entered, NodeRequest::Append(route, append), None)
-        .await?
-    {
-        NodeResponse::Append(answer) => Ok(answer),
-        other => Err(unexpected(&other)),
-    }
-}
-
 /// The chunks between header and end. Without the end the last item is an error.
 fn chunks_of(parts: Streaming<v1::SnapshotRequest>) -> BoxStream<'static, Result<Bytes>> {
     use v1::snapshot_request::Part;
@@ -329,6 +298,7 @@ impl Carrier {
         let taken = match frame.body {
             Some(Body::Open(route)) => self.open(stream, route),
             Some(Body::Request(entries)) => self.request(stream, entries),
+            Some(Body::Beat(beat)) => self.beat(stream, beat),
             Some(Body::End(_)) => {
                 if let Some(inlet) = self.streams.get_mut(&stream) {
                     inlet.requests = None;
@@ -367,6 +337,30 @@ impl Carrier {
         let task = self.tasks.spawn(answering);
         let requests = Some(requests);
         self.streams.insert(stream, Inlet { requests, task });
+        Ok(())
+    }
+
+    fn beat(&mut self, stream: u64, beat: Beat) -> Result<()> {
+        let route = convert::route_of(beat.route)?;
+        let request = convert::append_of(beat.entries.unwrap_or_default())?;
+        let call = Call {
+            request: NodeRequest::Append(route, request),
+            deadline: BEAT_MAX,
+            forwarded: false,
+            cluster: None,
+        };
+        let (answering, outbox) = (self.service.call(call), self.outbox.clone());
+        self.tasks.spawn(async move {
+            let body = match answering.await {
+                Ok(NodeResponse::Append(answer)) => Body::Response(convert::appended_out(answer)),
+                Ok(other) => Body::Failed(encoded(&Error::Internal(format!(
+                    "a beat was answered with {other:?}"
+                )))),
+                Err(error) => Body::Failed(encoded(&error)),
+            };
+            push(&outbox, stream, body);
+            stream
+        });
         Ok(())
     }
 
