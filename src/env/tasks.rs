@@ -78,6 +78,16 @@ impl TaskSet {
         TaskSet::default()
     }
 
+    /// A set that is stopped on its own, and whose failures are seen by whoever watches this one.
+    pub fn branch(&self) -> TaskSet {
+        let (_, failures) = mpsc::channel(1);
+        TaskSet {
+            tasks: Vec::new(),
+            failures,
+            report: self.report.clone(),
+        }
+    }
+
     /// Starts a task. It is given a token, and ends soon after that is cancelled; a task that waits for
     /// nothing else can be written without it, and is then aborted.
     pub fn spawn<F>(&mut self, name: impl Into<String>, task: impl FnOnce(CancellationToken) -> F)
@@ -102,12 +112,12 @@ impl TaskSet {
         self.tasks.push(Task { name, stop, handle });
     }
 
-    /// Returns the first failure; waits for ever while there is none. Cancel-safe.
+    /// Returns the first failure; waits for ever while there is none, and in a branch. Cancel-safe.
     pub async fn failed(&mut self) -> TaskFailure {
-        self.failures
-            .recv()
-            .await
-            .expect("the set keeps a sender, so the channel stays open")
+        match self.failures.recv().await {
+            Some(failure) => failure,
+            None => std::future::pending().await,
+        }
     }
 
     /// Runs until `until` has come or a task has failed, then stops all tasks, last started first.
@@ -197,6 +207,15 @@ mod tests {
             .unwrap_err();
         assert_eq!(failure.to_string(), "task c failed: out of luck");
         assert_eq!(*stopped.lock().unwrap(), ["b", "a"]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_in_a_branch_is_seen_in_the_set_it_branched_from() {
+        let mut set = TaskSet::new();
+        let mut branch = set.branch().branch();
+        branch.spawn("twig", |_| async { Err("snapped".into()) });
+        assert_eq!(set.failed().await.to_string(), "task twig failed: snapped");
+        assert_eq!(branch.stop(GRACE).await, Ok(()));
     }
 
     #[tokio::test]

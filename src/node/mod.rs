@@ -1,8 +1,9 @@
 //! The host of many groups: what one node is made of.
 //!
 //! A node finds its identity (`identity.rs`), forms a cluster with the others at its first start
-//! (`formation.rs` decides, `formation_driver.rs` talks), opens its stores and its replicas (`boot.rs`),
-//! and keeps them in a [`Registry`](registry::Registry). One task flushes the engine for all of them
+//! (`formation.rs` decides, `formation_driver.rs` talks), opens its stores (`boot.rs`) and its replicas
+//! (`opener.rs`), of which there are more with each split (`keeper.rs`), and finds them in a
+//! [`Registry`](registry::Registry). One task flushes the engine for all of them
 //! (`checkpoint.rs`), one collects what no reader may ask for any more (`collector.rs`). Each shard's
 //! replica has one owner of its writes (`proposer.rs`) and shares the round trips of its reads
 //! (`barrier.rs`). Placement is asked through `placement.rs`, wherever its leader is.
@@ -14,7 +15,10 @@ pub mod barrier;
 pub mod proposer;
 pub mod replica;
 pub mod registry;
+pub mod splitter;
 pub mod placement;
 pub mod checkpoint;
 pub mod collector;
+pub mod opener;
+pub mod keeper;
 pub mod boot;

@@ -1,4 +1,4 @@
-//! The one owner of a shard replica's writes: stamps them, gathers what waits together into one entry,
+//! The one owner of a shard replica's writes and splits: stamps them, gathers what waits together into one entry,
 //! and proposes it. While the replica does not lead, every write is answered with who does.
 //!
 //! - **Stamps rise in the order of the log.** One task stamps and proposes, in that order. A new leader
@@ -33,6 +33,8 @@ use crate::shard::command::Answer;
 use crate::shard::command::Body;
 use crate::shard::command::Command;
 use crate::shard::command::Header;
+use crate::shard::command::Split;
+use crate::shard::command::SplitOutcome;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::ProposalOutcome;
 use crate::telemetry::metrics::Queue;
@@ -42,9 +44,12 @@ use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
+use crate::types::shard::Epoch;
 
 /// Full: the write is answered Overloaded.
 pub const WRITES_WAITING_MAX: usize = 4_096;
+/// Full: the split is answered Overloaded.
+pub const SPLITS_WAITING_MAX: usize = 16;
 /// Entries that may be under way at once. Beyond [`ENTRIES_EAGER_MAX`] only full ones are sent.
 const ENTRIES_IN_FLIGHT_MAX: usize = 8;
 /// With fewer entries than this under way, whatever waits is sent at once.
@@ -62,6 +67,16 @@ pub struct Pending {
     pub write: Write,
     /// Where its outcome goes.
     pub outcome: oneshot::Sender<Result<WriteOutcome>>,
+}
+
+/// A split and who waits for its outcome.
+pub struct PendingSplit {
+    /// The shard as it was when the split was planned.
+    pub planned: Epoch,
+    /// The split.
+    pub split: Split,
+    /// Where its outcome goes.
+    pub outcome: oneshot::Sender<Result<SplitOutcome>>,
 }
 
 impl Pending {
@@ -113,6 +128,7 @@ pub struct Proposer {
     clock: Clock,
     hlc: hlc::Clock,
     waiting: mpsc::Receiver<Pending>,
+    splits: mpsc::Receiver<PendingSplit>,
     leadership: watch::Receiver<Leadership>,
     role: Role,
     gathered: Vec<Pending>,
@@ -152,16 +168,17 @@ enum Event {
     Prepared(u64, Result<()>),
     Landed,
     Arrived(Pending),
+    Split(PendingSplit),
     Due,
 }
 
 impl Proposer {
-    /// The owner of a replica's writes; they arrive over `waiting`.
+    /// The owner of a replica's writes and splits; they arrive over the two receivers.
     pub fn new(
         group: Group,
         reader: ShardReader,
         clock: Clock,
-        waiting: mpsc::Receiver<Pending>,
+        (waiting, splits): (mpsc::Receiver<Pending>, mpsc::Receiver<PendingSplit>),
     ) -> Proposer {
         let mut leadership = group.leadership();
         leadership.mark_changed();
@@ -171,6 +188,7 @@ impl Proposer {
             clock,
             hlc: hlc::Clock::default(),
             waiting,
+            splits,
             leadership,
             role: Role::Following,
             gathered: Vec::new(),
@@ -185,10 +203,11 @@ impl Proposer {
     pub async fn run(mut self) {
         loop {
             let event = self.next().await;
-            if matches!(event, Event::Stopped) {
-                return;
+            match event {
+                Event::Stopped => return,
+                Event::Split(pending) => self.split(pending).await,
+                other => self.handle(other),
             }
-            self.handle(event);
             while let Some((term, batch)) = self.take_batch() {
                 self.propose(term, batch).await;
             }
@@ -212,6 +231,7 @@ impl Proposer {
             prepared = self.role.prepared(), if preparing => prepared,
             Some(()) = self.in_flight.next(), if !self.in_flight.is_empty() => Event::Landed,
             () = sleep(wait), if due.is_some() => Event::Due,
+            Some(pending) = self.splits.recv(), if !preparing => Event::Split(pending),
             pending = self.waiting.recv(), if room && !preparing => match pending {
                 Some(pending) => Event::Arrived(pending),
                 None => Event::Stopped,
@@ -225,7 +245,7 @@ impl Proposer {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Stopped | Event::Landed => {}
+            Event::Stopped | Event::Landed | Event::Split(_) => {}
             Event::LeadershipChanged => self.follow_leadership(),
             Event::Prepared(term, Ok(())) => self.start_leading(term),
             // Not the leader after all, or no quorum: the next change of leadership decides; until then
@@ -390,6 +410,30 @@ impl Proposer {
         std::mem::replace(&mut self.gathered, rest)
     }
 
+    /// A split has an entry of its own, after whatever was proposed before it.
+    async fn split(&mut self, pending: PendingSplit) {
+        let Role::Leading { term } = self.role else {
+            let refusal = self.not_leader();
+            // A caller that has gone looks at the shard to learn what became of it.
+            let _ = pending.outcome.send(Err(refusal));
+            return;
+        };
+        let header = Header {
+            stamp: self.hlc.reserve(1, self.clock.wall_ms()),
+            ceiling: Timestamp::ZERO,
+            epoch: pending.planned,
+        };
+        let command = Command {
+            header,
+            body: Body::Split(pending.split),
+        };
+        let outcome = pending.outcome;
+        match self.group.propose(term, command.encode()).await {
+            Ok(answer) => self.in_flight.push(land_split(outcome, answer).boxed()),
+            Err(error) => drop(outcome.send(Err(error))),
+        }
+    }
+
     async fn propose(&mut self, term: u64, batch: Vec<Pending>) {
         let command = self.encode(&batch);
         metrics::entry_proposed(batch.len());
@@ -425,7 +469,11 @@ impl Proposer {
 /// Waits for an entry's outcome and hands each write its own.
 async fn land(batch: Vec<Pending>, answer: BoxFuture<'static, Result<Bytes>>) {
     let outcomes = match answer.await {
-        Ok(answer) => outcomes_in(&answer),
+        Ok(answer) => match Answer::decode(&answer) {
+            Ok(Answer::Writes(outcomes)) => Ok(outcomes),
+            Ok(other) => Err(misfit(&other)),
+            Err(error) => Err(Error::Internal(error.to_string())),
+        },
         Err(error) => Err(error),
     };
     metrics::proposal_done(match &outcomes {
@@ -449,14 +497,24 @@ async fn land(batch: Vec<Pending>, answer: BoxFuture<'static, Result<Bytes>>) {
     }
 }
 
-fn outcomes_in(answer: &[u8]) -> Result<Vec<WriteOutcome>> {
-    match Answer::decode(answer) {
-        Ok(Answer::Writes(outcomes)) => Ok(outcomes),
-        Ok(Answer::Split(_)) => Err(Error::Internal(
-            "writes were answered as a split".to_string(),
-        )),
-        Err(error) => Err(Error::Internal(error.to_string())),
-    }
+/// Waits for a split's outcome and hands it on.
+async fn land_split(
+    outcome: oneshot::Sender<Result<SplitOutcome>>,
+    answer: BoxFuture<'static, Result<Bytes>>,
+) {
+    let landed = answer
+        .await
+        .and_then(|answer| match Answer::decode(&answer) {
+            Ok(Answer::Split(outcome)) => Ok(outcome),
+            Ok(other) => Err(misfit(&other)),
+            Err(error) => Err(Error::Internal(error.to_string())),
+        });
+    // A caller that has gone looks at the shard to learn what became of it.
+    let _ = outcome.send(landed);
+}
+
+fn misfit(answer: &Answer) -> Error {
+    Error::Internal(format!("an entry was answered with {answer:?}"))
 }
 
 fn answer_all(batch: Vec<Pending>, error: &Error) {

@@ -1,7 +1,12 @@
 //! Which replicas are on this node.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::RwLock;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::error::Result;
@@ -9,6 +14,8 @@ use crate::node::replica::Replica;
 use crate::placement::PlacementReader;
 use crate::raft::Group;
 use crate::types::GroupId;
+use crate::types::Key;
+use crate::types::ReplicaId;
 use crate::types::ShardId;
 use crate::wire::request::Route;
 
@@ -16,6 +23,8 @@ use crate::wire::request::Route;
 #[derive(Default)]
 pub struct Registry {
     hosted: RwLock<Hosted>,
+    /// Rises with every replica added.
+    additions: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -23,6 +32,9 @@ struct Hosted {
     groups: BTreeMap<GroupId, Group>,
     placement: Option<PlacementReader>,
     shards: BTreeMap<ShardId, Replica>,
+    /// By the first key. A shard keeps it for life, since it is split and merged at its end; where the
+    /// range ends is asked of the replica.
+    by_start: BTreeMap<Key, ShardId>,
 }
 
 impl Registry {
@@ -31,6 +43,8 @@ impl Registry {
         let mut hosted = self.write();
         hosted.groups.insert(group.id(), group);
         hosted.placement = Some(reader);
+        drop(hosted);
+        self.additions.send_modify(|count| *count += 1);
     }
 
     /// What reads placement's state here, where this node has a replica of it.
@@ -40,16 +54,29 @@ impl Registry {
 
     /// Adds a shard's replica and its group.
     pub fn add_shard(&self, shard: ShardId, replica: Replica) {
+        let start = replica.reader().row().descriptor.range.start.clone();
         let mut hosted = self.write();
         hosted
             .groups
             .insert(replica.group().id(), replica.group().clone());
         hosted.shards.insert(shard, replica);
+        hosted.by_start.insert(start, shard);
+        drop(hosted);
+        self.additions.send_modify(|count| *count += 1);
     }
 
     /// All groups, in the order of their ids.
     pub fn groups(&self) -> Vec<Group> {
         self.read().groups.values().cloned().collect()
+    }
+
+    /// All replicas of shards, in the order of the shards' first keys.
+    pub fn shards(&self) -> Vec<Replica> {
+        let hosted = self.read();
+        let ordered = hosted.by_start.values();
+        ordered
+            .filter_map(|shard| hosted.shards.get(shard).cloned())
+            .collect()
     }
 
     /// The replica of a group here.
@@ -58,6 +85,15 @@ impl Registry {
         found.ok_or_else(|| Error::NotFound {
             what: format!("a replica of {id}"),
         })
+    }
+
+    /// Whether a replica of a shard runs here.
+    pub fn is_open(&self, replica: ReplicaId) -> bool {
+        let hosted = self.read();
+        hosted
+            .groups
+            .values()
+            .any(|group| group.replica() == replica)
     }
 
     /// The replica that a message between replicas is for.
@@ -71,9 +107,25 @@ impl Registry {
         }
     }
 
-    /// All shards' replicas, in the order of their ids.
-    pub fn shards(&self) -> Vec<Replica> {
-        self.read().shards.values().cloned().collect()
+    /// As [`Registry::receiver`], for a message that may come before its replica: a child that was split
+    /// off elsewhere is called as soon as one node has applied the split. Waits up to `patience`.
+    /// Cancel-safe.
+    pub async fn awaited_receiver(&self, route: Route, patience: Duration) -> Result<Group> {
+        let mut additions = self.additions.subscribe();
+        let added = async {
+            loop {
+                additions.mark_unchanged();
+                match self.receiver(route) {
+                    Ok(group) => return group,
+                    Err(_) => additions
+                        .changed()
+                        .await
+                        .expect("the registry keeps the sender"),
+                }
+            }
+        };
+        let found = timeout(patience, added).await;
+        found.or_else(|_| self.receiver(route))
     }
 
     /// A shard's replica here.
@@ -87,11 +139,13 @@ impl Registry {
     /// The replica of the shard that holds a key.
     pub fn shard_of(&self, key: &[u8]) -> Result<Replica> {
         let hosted = self.read();
-        let holds = |replica: &&Replica| replica.reader().row().descriptor.range.contains(key);
-        hosted
-            .shards
-            .values()
-            .find(holds)
+        let before = hosted
+            .by_start
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
+            .next_back();
+        before
+            .and_then(|(_, shard)| hosted.shards.get(shard))
+            .filter(|replica| replica.reader().row().descriptor.range.contains(key))
             .cloned()
             .ok_or_else(|| no_shard(key))
     }

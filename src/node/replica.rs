@@ -14,12 +14,16 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::node::barrier::Barrier;
 use crate::node::proposer::Pending;
+use crate::node::proposer::PendingSplit;
 use crate::node::proposer::Proposer;
+use crate::node::proposer::SPLITS_WAITING_MAX;
 use crate::node::proposer::WRITES_WAITING_MAX;
 use crate::raft::Group;
 use crate::raft::Leadership;
 use crate::shard::ReadError;
 use crate::shard::ShardReader;
+use crate::shard::command::Split;
+use crate::shard::command::SplitOutcome;
 use crate::types::Position;
 use crate::types::Timestamp;
 use crate::types::request::Answered;
@@ -27,6 +31,7 @@ use crate::types::request::ReadKind;
 use crate::types::request::Versioned;
 use crate::types::request::Write;
 use crate::types::request::WriteOutcome;
+use crate::types::shard::Epoch;
 use crate::wire::request::BatchGet;
 use crate::wire::request::Channel;
 use crate::wire::request::Get;
@@ -40,6 +45,7 @@ pub struct Replica {
     reader: ShardReader,
     clock: Clock,
     writes: mpsc::Sender<Pending>,
+    splits: mpsc::Sender<PendingSplit>,
     barrier: Barrier,
 }
 
@@ -53,6 +59,8 @@ impl Replica {
         tasks: &mut TaskSet,
     ) -> Replica {
         let (writes, waiting) = mpsc::channel(WRITES_WAITING_MAX);
+        let (splits, splits_waiting) = mpsc::channel(SPLITS_WAITING_MAX);
+        let waiting = (waiting, splits_waiting);
         let proposer = Proposer::new(group.clone(), reader.clone(), clock.clone(), waiting);
         let (barrier, rounds) = Barrier::new(group.clone(), channel);
         tasks.spawn(format!("proposer of {}", group.id()), |stop| async move {
@@ -68,6 +76,7 @@ impl Replica {
             reader,
             clock,
             writes,
+            splits,
             barrier,
         }
     }
@@ -118,6 +127,28 @@ impl Replica {
                 Ok((outcome, self.answered(self.reader.last_stamp())))
             }
         }
+    }
+
+    /// Splits the shard, if this replica leads and the shard is still as it was `planned`. Not cancel-safe: a
+    /// dropped call may have happened.
+    pub async fn split(&self, planned: Epoch, split: Split) -> Result<SplitOutcome> {
+        let (outcome, answer) = oneshot::channel();
+        let pending = PendingSplit {
+            planned,
+            split,
+            outcome,
+        };
+        self.splits
+            .try_send(pending)
+            .map_err(|_| Error::Overloaded {
+                queue: "splits waiting to be proposed".to_string(),
+                retry_after: Duration::from_millis(100),
+            })?;
+        let stopping = |_| Error::unavailable("the node", "it is stopping");
+        let outcome = answer.await.map_err(stopping)??;
+        // The other nodes begin the child when they apply the split: they shall not wait for the next heartbeat.
+        self.group.announce().await?;
+        Ok(outcome)
     }
 
     /// The newest version of a key.

@@ -125,13 +125,16 @@ pub(super) fn to_applied(meta: &SnapshotMeta) -> Applied {
     }
 }
 
-fn encode_membership(membership: &openraft::Membership<ReplicaId, NodeId>) -> Bytes {
+pub(super) fn from_membership(membership: &openraft::Membership<ReplicaId, NodeId>) -> Membership {
     let nodes = membership.nodes();
-    let membership = Membership {
+    Membership {
         voters: membership.get_joint_config().clone(),
         nodes: nodes.map(|(replica, node)| (*replica, *node)).collect(),
-    };
-    membership.encode()
+    }
+}
+
+fn encode_membership(membership: &openraft::Membership<ReplicaId, NodeId>) -> Bytes {
+    from_membership(membership).encode()
 }
 
 fn decode_membership(

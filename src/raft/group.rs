@@ -39,6 +39,7 @@ use crate::raft::network::Network;
 use crate::raft::state_machine::Fail;
 use crate::raft::state_machine::Flush;
 use crate::raft::state_machine::Hosted;
+use crate::raft::state_machine::Seeded;
 use crate::telemetry::metrics;
 use crate::types::GroupId;
 use crate::types::NodeId;
@@ -63,12 +64,17 @@ pub struct Opening {
     pub log: ReplicaLog,
     /// Its state.
     pub machine: Box<dyn StateMachine>,
+    /// An entry of its log that is known to be committed, beyond what the machine has applied: opening
+    /// applies up to it before anything else happens to the replica.
+    pub committed: Option<Position>,
     /// The way to the others.
     pub channel: Arc<dyn Channel>,
     /// Flushes the engine.
     pub flush: Flush,
     /// Ends the process.
     pub fail: Fail,
+    /// Hears of replicas that the machine has written the first row of.
+    pub seeded: Seeded,
     /// Settings.
     pub options: Options,
 }
@@ -118,7 +124,7 @@ pub struct Group {
 pub(super) struct Inner {
     group: GroupId,
     replica: ReplicaId,
-    log: ReplicaLog,
+    store: LogStore,
     pub(super) hosted: Arc<Hosted>,
     network: Network,
     config: Arc<openraft::Config>,
@@ -143,12 +149,13 @@ impl Group {
             channel: opening.channel,
             outgoing: Arc::default(),
         };
-        let hosted = Hosted::new(opening.machine, opening.flush, opening.fail);
-        let raft = start(opening.replica, &config, &network, &opening.log, &hosted).await?;
+        let hosted = Hosted::new(opening.machine, opening.flush, opening.fail, opening.seeded);
+        let store = LogStore::new(opening.log, opening.committed);
+        let raft = start(opening.replica, &config, &network, &store, &hosted).await?;
         let inner = Arc::new(Inner {
             group: opening.group,
             replica: opening.replica,
-            log: opening.log,
+            store,
             hosted,
             network,
             config,
@@ -249,7 +256,7 @@ impl Group {
         self.inner.hosted.checkpointed(applied);
         let raft = self.inner.raft();
         let (entries_kept, bytes_kept) = self.inner.kept;
-        let log = &self.inner.log;
+        let log = self.inner.store.log();
         let spare = log.purgeable(entries_kept, bytes_kept).min(position.index);
         let outgoing = self.inner.network.outgoing.purgeable();
         let upto = spare.min(outgoing.unwrap_or(u64::MAX));
@@ -312,6 +319,22 @@ impl Group {
             .map_err(|fatal| self.inner.stopped(&fatal))
     }
 
+    /// Stands for election now, without waiting for a leader to be missed. For a replica that was split off
+    /// on the node that leads its parent.
+    pub async fn elect(&self) -> Result<()> {
+        let raft = self.inner.raft();
+        let asked = raft.trigger().elect(false).await;
+        asked.map_err(|fatal| self.inner.stopped(&fatal))
+    }
+
+    /// As the leader, tells all followers now what is committed; they would hear of it with the next entry or
+    /// heartbeat.
+    pub async fn announce(&self) -> Result<()> {
+        let raft = self.inner.raft();
+        let asked = raft.trigger().heartbeat().await;
+        asked.map_err(|fatal| self.inner.stopped(&fatal))
+    }
+
     fn leader_node(&self) -> Option<NodeId> {
         match *self.inner.leadership.borrow() {
             Leadership::Following { leader } => leader.map(|leader| leader.node),
@@ -342,7 +365,8 @@ impl Group {
                 .map_or(0, |position| position.index),
             purged_index: self
                 .inner
-                .log
+                .store
+                .log()
                 .state()
                 .purged
                 .map_or(0, |position| position.index),
@@ -381,7 +405,7 @@ impl Group {
         if let Err(error) = raft.shutdown().await {
             warn!(group = %self.inner.group, %error, "the group's core did not end by itself");
         }
-        self.inner.log.drained().await;
+        self.inner.store.log().drained().await;
     }
 }
 
@@ -389,15 +413,15 @@ async fn start(
     replica: ReplicaId,
     config: &Arc<openraft::Config>,
     network: &Network,
-    log: &ReplicaLog,
+    store: &LogStore,
     hosted: &Arc<Hosted>,
 ) -> Result<Raft> {
-    let applier = Arc::clone(hosted).applier(log.clone()).await;
+    let applier = Arc::clone(hosted).applier(store.log().clone()).await;
     let opened = Raft::new(
         replica,
         Arc::clone(config),
         network.clone(),
-        LogStore::new(log.clone()),
+        store.clone(),
         applier,
     )
     .await;
@@ -443,7 +467,7 @@ impl Inner {
         }
     }
 
-    fn not_leader(&self, forward: &ForwardToLeader<TypeConfig>) -> Error {
+    pub(super) fn not_leader(&self, forward: &ForwardToLeader<TypeConfig>) -> Error {
         Error::NotLeader {
             group: self.group,
             leader: forward.leader_node,
@@ -535,12 +559,12 @@ impl Inner {
         let old = self.raft();
         // Ends the apply worker, which holds the machine's turn until its last work is done.
         let _ = old.shutdown().await;
-        self.log.drained().await;
+        self.store.log().drained().await;
         let raft = start(
             self.replica,
             &self.config,
             &self.network,
-            &self.log,
+            &self.store,
             &self.hosted,
         )
         .await?;

@@ -21,6 +21,7 @@ use crate::raft::config::LogId;
 use crate::raft::config::RaftVote;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
+use crate::types::Position;
 use crate::wal::ReplicaLog;
 
 /// Bytes that one read of the log brings: one message to a follower, one portion of an apply.
@@ -30,11 +31,17 @@ const READ_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Clone)]
 pub(super) struct LogStore {
     log: ReplicaLog,
+    committed: Option<Position>,
 }
 
 impl LogStore {
-    pub(super) fn new(log: ReplicaLog) -> LogStore {
-        LogStore { log }
+    /// `committed`: what is known from elsewhere to be committed in this log.
+    pub(super) fn new(log: ReplicaLog, committed: Option<Position>) -> LogStore {
+        LogStore { log, committed }
+    }
+
+    pub(super) fn log(&self) -> &ReplicaLog {
+        &self.log
     }
 
     /// The first entries of the range; at least one unless it is empty.
@@ -138,6 +145,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
         self.log.save_vote(convert::to_vote(vote)).await
+    }
+
+    /// What is committed is not stored. It is said for a log with an entry that another replica's birth has
+    /// proven committed, so that opening applies that entry before a snapshot could step over it.
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.committed.map(convert::to_log_id))
     }
 
     async fn append<I>(

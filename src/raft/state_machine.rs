@@ -37,6 +37,7 @@ use crate::raft::convert;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::SnapshotWay;
 use crate::types::Position;
+use crate::types::ReplicaId;
 use crate::types::log::LogEntry;
 use crate::wal::ReplicaLog;
 
@@ -46,6 +47,10 @@ pub type Flush = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 /// Ends the process: the state machine of a replica panicked or failed. The library never looks at the
 /// task that applies, so nobody else would notice, and a machine that went wrong cannot be asked again.
 pub type Fail = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Hears which replicas have got their first row from this node's machines. Called on a thread that may
+/// block, without any lock.
+pub type Seeded = Arc<dyn Fn(Vec<ReplicaId>) + Send + Sync>;
 
 /// Entries and bytes that are handed to the machine at once.
 const APPLY_ENTRIES_MAX: usize = 512;
@@ -61,12 +66,18 @@ pub(super) struct Hosted {
     checkpointed: Mutex<Applied>,
     flush: Flush,
     fail: Fail,
+    seeded: Seeded,
     /// Held by the one [`Applier`] that may touch the machine, and by what it has under way.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Hosted {
-    pub(super) fn new(machine: Box<dyn StateMachine>, flush: Flush, fail: Fail) -> Arc<Hosted> {
+    pub(super) fn new(
+        machine: Box<dyn StateMachine>,
+        flush: Flush,
+        fail: Fail,
+        seeded: Seeded,
+    ) -> Arc<Hosted> {
         let applied = machine.applied();
         Arc::new(Hosted {
             receiver: machine.receiver(),
@@ -76,6 +87,7 @@ impl Hosted {
             machine: Mutex::new(machine),
             flush,
             fail,
+            seeded,
             turn: Arc::default(),
         })
     }
@@ -114,8 +126,16 @@ impl Hosted {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(machine.as_mut())));
         let outcome = outcome
             .unwrap_or_else(|panic| Err(MachineError(format!("panic: {}", panic_text(&panic)))));
-        if let Err(error) = &outcome {
-            (self.fail)(error.to_string());
+        let seeded = match &outcome {
+            Ok(_) => machine.take_seeded(),
+            Err(error) => {
+                (self.fail)(error.to_string());
+                Vec::new()
+            }
+        };
+        drop(machine);
+        if !seeded.is_empty() {
+            (self.seeded)(seeded);
         }
         outcome
     }

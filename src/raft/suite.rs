@@ -99,11 +99,12 @@ impl StoreBuilder<TypeConfig, LogStore, Logged, Kept> for Builder {
             Box::new(machine(&engine, Applied::default())),
             flush(&engine),
             fail(),
+            Arc::new(|_| {}),
         );
         let applier = hosted.applier(shadow.clone()).await;
         Ok((
             (directory, wal),
-            LogStore::new(log),
+            LogStore::new(log, None),
             Logged { applier, shadow },
         ))
     }
@@ -300,9 +301,11 @@ async fn lone_group(engine: &Arc<dyn Engine>, wal: &Wal) -> (Group, ShardReader)
         replica: REPLICA,
         log: wal.log(REPLICA).unwrap(),
         machine: Box::new(machine),
+        committed: None,
         channel: Arc::new(Nobody),
         flush: flush(engine),
         fail: fail(),
+        seeded: Arc::new(|_| {}),
         options: Options::default(),
     };
     (Group::open(opening).await.unwrap(), reader)

@@ -49,6 +49,10 @@ const ATTEMPT_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause between two attempts: a new leader is not kept waiting.
 const ATTEMPT_PAUSE_MAX: Duration = Duration::from_millis(50);
 
+/// How long a call for a vote waits for its replica: a split's child is called by the node that leads it as
+/// soon as that node has applied the split.
+const BIRTH_PATIENCE: Duration = Duration::from_millis(200);
+
 /// What a node answers. Before its stores are open it only helps to form the cluster.
 #[derive(Clone)]
 pub struct Handler {
@@ -203,7 +207,8 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
         }
         Request::ReadPosition(group) => host.read_position(group).await.map(Response::ReadPosition),
         Request::Vote(route, request) => registry
-            .receiver(route)?
+            .awaited_receiver(route, call.deadline.min(BIRTH_PATIENCE))
+            .await?
             .vote(request)
             .await
             .map(Response::Vote),

@@ -23,6 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 use tracing::info;
 
+use crate::engine::Engine;
+use crate::engine::sled;
+use crate::engine::sled::OpenError;
+use crate::engine::sled::SledEngine;
 use crate::env::clock::Clock;
 use crate::env::files::DiskFiles;
 use crate::env::files::Files;
@@ -90,6 +94,9 @@ pub enum StartError {
     /// The node has no cluster.
     #[error(transparent)]
     Formation(#[from] FormationError),
+    /// The engine does not open.
+    #[error(transparent)]
+    Engine(#[from] OpenError),
     /// The stores do not open.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -114,7 +121,7 @@ impl StartError {
         match self {
             StartError::Options(_) | StartError::Formation(_) | StartError::Listen { .. } => true,
             StartError::Identity(error) => !matches!(error, IdentityError::Io { .. }),
-            StartError::Boot(_) | StartError::Internal(_) => false,
+            StartError::Engine(_) | StartError::Boot(_) | StartError::Internal(_) => false,
         }
     }
 }
@@ -176,8 +183,10 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
 
     let consensus = consensus_runtime()?;
     let mut tasks = TaskSet::new();
+    let engine = open_engine(&options, &directory).await?;
     let boot = boot(
         &options,
+        engine,
         me.node,
         layout.clone(),
         &directory,
@@ -335,8 +344,22 @@ fn introduce(
     Ok(identity)
 }
 
+async fn open_engine(
+    options: &Options,
+    directory: &DataDirectory,
+) -> Result<Arc<dyn Engine>, StartError> {
+    let path = directory.engine();
+    let options = sled::Options {
+        cache_bytes: options.cache_bytes.0,
+    };
+    Ok(Arc::new(
+        offload(move || SledEngine::open(&path, &options)).await?,
+    ))
+}
+
 fn boot(
     options: &Options,
+    engine: Arc<dyn Engine>,
     node: NodeId,
     layout: InitialLayout,
     directory: &DataDirectory,
@@ -348,8 +371,7 @@ fn boot(
         layout,
         directory: directory.path().to_path_buf(),
         wal_directory: directory.wal(),
-        engine_directory: directory.engine(),
-        cache_bytes: options.cache_bytes.0,
+        engine,
         checkpoint_interval: options.checkpoint_interval,
         files: Arc::new(DiskFiles),
         clock: Clock::system(),

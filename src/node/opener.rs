@@ -1,0 +1,417 @@
+//! Opens replicas on the node's stores, one by one.
+//!
+//! Every replica is **born** in the log before anything else is written for it there: the record says what
+//! it begins with, so that a crash before its first row in the engine is made good. A birth is for ever;
+//! an id that was ever born here is never born again.
+//!
+//! A replica that was **split** off another has its first row from its parent, in the batch that shrank
+//! the parent, and is born after that. When a crash takes the row and leaves the birth, the parent writes
+//! the row again: its log still has the split, since a log is purged only behind what the engine has
+//! flushed, and the birth proves that the split is committed.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use crate::codec::value;
+use crate::engine::Engine;
+use crate::env::clock::Clock;
+use crate::env::tasks::TaskSet;
+use crate::env::tasks::offload;
+use crate::error::Error;
+use crate::machine::Applied;
+use crate::machine::MachineError;
+use crate::machine::StateMachine;
+use crate::node::registry::Registry;
+use crate::node::replica::Replica;
+use crate::placement::PlacementReader;
+use crate::placement::machine as placement;
+use crate::placement::machine::PlacementMachine;
+use crate::placement::state::PlacementState;
+use crate::raft;
+use crate::raft::Fail;
+use crate::raft::Flush;
+use crate::raft::Group;
+use crate::raft::Leadership;
+use crate::raft::Opening;
+use crate::raft::Seeded;
+use crate::shard;
+use crate::shard::Seed;
+use crate::shard::ShardMachine;
+use crate::shard::ShardReader;
+use crate::shard::Slots;
+use crate::types::GroupId;
+use crate::types::Position;
+use crate::types::ReplicaId;
+use crate::types::log::Vote;
+use crate::types::shard::Birth;
+use crate::types::shard::ShardDescriptor;
+use crate::wal::ReplicaLog;
+use crate::wal::Wal;
+use crate::wal::WalError;
+use crate::wire::request::Channel;
+
+/// Where the first replicas of a group stand before their first entry, when all begin with the same state.
+pub const SEED: Position = Position { term: 1, index: 1 };
+
+/// The first byte of an encoded origin.
+const ORIGIN_FORMAT: u8 = 1;
+
+/// What a replica begins with; kept in the log for as long as the replica lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Origin {
+    /// One of the first replicas of the placement group.
+    Placement {
+        /// What placement begins with.
+        state: PlacementState,
+        /// Its replicas, encoded.
+        members: bytes::Bytes,
+    },
+    /// One of the first replicas of the first shard.
+    Shard {
+        /// The shard.
+        descriptor: ShardDescriptor,
+        /// Its replicas, encoded.
+        members: bytes::Bytes,
+    },
+    /// Split off a replica here.
+    Split(Birth),
+}
+
+/// Why a replica does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The log.
+    #[error("in the log: {0}")]
+    Wal(#[from] WalError),
+    /// Its stored state.
+    #[error("open a replica: {0}")]
+    Machine(#[from] MachineError),
+    /// Its group.
+    #[error("open a group: {0}")]
+    Group(#[from] Error),
+    /// A record in the log could not be written.
+    #[error("log {what}: {error}")]
+    Log {
+        /// What.
+        what: &'static str,
+        /// Why it failed.
+        error: std::io::Error,
+    },
+    /// The engine has lost what the log no longer holds.
+    #[error(
+        "the engine has {replica} at entry {applied}, and the log is purged up to {purged}: the engine was lost. \
+         Restore the node as a new one: move the data directory away and start with --join"
+    )]
+    EngineLost {
+        /// The replica.
+        replica: ReplicaId,
+        /// The last entry that the engine has applied.
+        applied: u64,
+        /// The last entry that the log has given up.
+        purged: u64,
+    },
+    /// The engine has lost a replica, and nobody here can write its first row again.
+    #[error(
+        "the engine does not have {replica}, which was split off here: the engine was lost. Restore the node as a \
+         new one: move the data directory away and start with --join"
+    )]
+    ChildLost {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// A record of an origin that this program does not understand.
+    #[error("read the origin of {replica}: {reason}")]
+    Origin {
+        /// The replica.
+        replica: ReplicaId,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Everything that a replica is opened with. Cloning shares it.
+#[derive(Clone)]
+pub struct Opener {
+    /// The log.
+    pub wal: Wal,
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// Its slots.
+    pub slots: Arc<Slots>,
+    /// Where open replicas are found.
+    pub registry: Arc<Registry>,
+    /// The way to other nodes.
+    pub channel: Arc<dyn Channel>,
+    /// Wall time.
+    pub clock: Clock,
+    /// Flushes the engine.
+    pub flush: Flush,
+    /// Ends the process.
+    pub fail: Fail,
+    /// Hears of replicas that were split off.
+    pub seeded: Seeded,
+    /// The groups' settings.
+    pub raft: raft::Options,
+    /// Where the groups' tasks run, away from everything that may block.
+    pub consensus: Handle,
+}
+
+/// A replica whose log and state are at hand.
+pub struct Ready {
+    /// The replica.
+    pub replica: ReplicaId,
+    log: ReplicaLog,
+    machine: Machine,
+}
+
+/// The state of a replica.
+pub enum Machine {
+    /// Of placement.
+    Placement(PlacementMachine),
+    /// Of a shard.
+    Shard(ShardMachine),
+}
+
+enum Reader {
+    Placement(PlacementReader),
+    Shard(ShardReader),
+}
+
+impl Machine {
+    fn as_state_machine(&self) -> &dyn StateMachine {
+        match self {
+            Machine::Placement(machine) => machine,
+            Machine::Shard(machine) => machine,
+        }
+    }
+}
+
+impl Origin {
+    /// What the log keeps.
+    pub fn encode(&self) -> bytes::Bytes {
+        value::encode(ORIGIN_FORMAT, self).into()
+    }
+
+    /// Reads what the log has kept.
+    pub fn decode(replica: ReplicaId, bytes: &[u8]) -> Result<Origin, OpenError> {
+        value::decode("an origin", ORIGIN_FORMAT, bytes).map_err(|error| OpenError::Origin {
+            replica,
+            reason: error.to_string(),
+        })
+    }
+}
+
+impl Opener {
+    /// Finds the state of a replica that was born here, or begins it where the crash that ended the last
+    /// start came before its first row. `None` for one that its parent has yet to write.
+    pub async fn born(
+        &self,
+        replica: ReplicaId,
+        origin: Origin,
+    ) -> Result<Option<Ready>, OpenError> {
+        let Some(log) = self.wal.log(replica) else {
+            return Ok(None);
+        };
+        let opener = self.clone();
+        let machine = offload(move || opener.machine(replica, origin)).await?;
+        match machine {
+            Some(machine) => self.ready(replica, log, machine).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A replica whose first row its parent has written; `None` when it is open already, or has ended.
+    pub async fn split_off(&self, replica: ReplicaId) -> Result<Option<Ready>, OpenError> {
+        if self.registry.is_open(replica) || self.wal.is_gone(replica) {
+            return Ok(None);
+        }
+        let opener = self.clone();
+        let Some(machine) = offload(move || opener.shard(replica)).await? else {
+            return Ok(None);
+        };
+        let Some(birth) = machine.reader().row().birth else {
+            return Ok(None);
+        };
+        let log = match self.wal.log(replica) {
+            Some(log) => log,
+            None => {
+                let birth = Origin::Split(birth).encode();
+                self.wal.born(replica, birth).await?
+            }
+        };
+        let ready = self.ready(replica, log, Machine::Shard(machine)).await?;
+        Ok(Some(ready))
+    }
+
+    /// Starts a replica; its tasks go into `tasks`. `committed` is an entry of its log that is known to be
+    /// committed. On an error nothing of it runs.
+    pub async fn start(
+        &self,
+        ready: Ready,
+        committed: Option<Position>,
+        tasks: &mut TaskSet,
+    ) -> Result<(), OpenError> {
+        let (id, machine, reader): (_, Box<dyn StateMachine>, _) = match ready.machine {
+            Machine::Placement(machine) => {
+                let reader = Reader::Placement(machine.reader());
+                (GroupId::Placement, Box::new(machine), reader)
+            }
+            Machine::Shard(machine) => {
+                let reader = machine.reader();
+                let id = GroupId::Shard(reader.row().descriptor.id);
+                (id, Box::new(machine), Reader::Shard(reader))
+            }
+        };
+        let opening = Opening {
+            group: id,
+            replica: ready.replica,
+            log: ready.log,
+            machine,
+            committed,
+            channel: Arc::clone(&self.channel),
+            flush: Arc::clone(&self.flush),
+            fail: Arc::clone(&self.fail),
+            seeded: Arc::clone(&self.seeded),
+            options: self.raft.clone(),
+        };
+        let opened = self.consensus.spawn(Group::open(opening)).await;
+        let group = opened.map_err(|error| Error::Internal(format!("open {id}: {error}")))??;
+        match reader {
+            Reader::Placement(reader) => {
+                self.registry.add_placement(group, reader);
+                Ok(())
+            }
+            Reader::Shard(reader) => self.start_shard(group, reader, tasks).await,
+        }
+    }
+
+    /// A child whose parent is led from here stands for election at once.
+    async fn start_shard(
+        &self,
+        group: Group,
+        reader: ShardReader,
+        tasks: &mut TaskSet,
+    ) -> Result<(), OpenError> {
+        let row = reader.row();
+        let (clock, channel) = (self.clock.clone(), Arc::clone(&self.channel));
+        let replica = Replica::start(group.clone(), reader, clock, channel, tasks);
+        self.registry.add_shard(row.descriptor.id, replica);
+        match &row.birth {
+            Some(birth) if self.leads(birth) => Ok(group.elect().await?),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether this node leads the shard that a replica was split off.
+    fn leads(&self, birth: &Birth) -> bool {
+        let parent = self.registry.shard(birth.parent);
+        parent.is_ok_and(|parent| {
+            let leadership = parent.group().leadership();
+            let leads = matches!(*leadership.borrow(), Leadership::Leading { .. });
+            leads
+        })
+    }
+
+    async fn ready(
+        &self,
+        replica: ReplicaId,
+        log: ReplicaLog,
+        machine: Machine,
+    ) -> Result<Ready, OpenError> {
+        check_reach(&log, &machine)?;
+        cut_behind_snapshot(&log, &machine).await?;
+        vote_in_seed_term(&log).await?;
+        Ok(Ready {
+            replica,
+            log,
+            machine,
+        })
+    }
+
+    /// Blocks.
+    fn machine(&self, replica: ReplicaId, origin: Origin) -> Result<Option<Machine>, MachineError> {
+        let begins = |membership| Applied {
+            position: Some(SEED),
+            membership_position: Some(SEED),
+            membership,
+        };
+        match origin {
+            Origin::Placement { state, members } => {
+                placement::seed(self.engine.as_ref(), replica, state, begins(members))?;
+                let machine = PlacementMachine::open(Arc::clone(&self.engine), replica)?;
+                Ok(machine.map(Machine::Placement))
+            }
+            Origin::Shard {
+                descriptor,
+                members,
+            } => {
+                // Its windows are the same on every node, or replicas would part ways.
+                let seed = Seed::new(descriptor, begins(members));
+                shard::seed(&self.engine, &self.slots, replica, seed)?;
+                Ok(self.shard(replica)?.map(Machine::Shard))
+            }
+            Origin::Split(_) => Ok(self.shard(replica)?.map(Machine::Shard)),
+        }
+    }
+
+    /// Blocks.
+    fn shard(&self, replica: ReplicaId) -> Result<Option<ShardMachine>, MachineError> {
+        let wal = self.wal.clone();
+        let gone = Arc::new(move |replica| wal.is_gone(replica));
+        let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
+        ShardMachine::open(engine, slots, replica, gone)
+    }
+}
+
+/// The log must go on where the engine ends: a hole between them was never applied here.
+fn check_reach(log: &ReplicaLog, machine: &Machine) -> Result<(), OpenError> {
+    let applied = machine.as_state_machine().applied().position;
+    let applied = applied.map_or(0, |at| at.index);
+    let purged = log.state().purged.map_or(0, |purged| purged.index);
+    match purged <= applied {
+        true => Ok(()),
+        false => Err(OpenError::EngineLost {
+            replica: log.id(),
+            applied,
+            purged,
+        }),
+    }
+}
+
+/// A crash between a snapshot's installation and the purge behind it leaves entries below the snapshot;
+/// what is appended next would not follow them.
+async fn cut_behind_snapshot(log: &ReplicaLog, machine: &Machine) -> Result<(), OpenError> {
+    let applied = machine.as_state_machine().applied().position;
+    let ends = log.state().last.map(|last| last.index);
+    match applied {
+        Some(applied) if ends.is_some_and(|ends| ends < applied.index) => {
+            let purged = log.purge(applied).await;
+            purged.map_err(|error| OpenError::Log {
+                what: "the purge behind a snapshot",
+                error,
+            })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A seed stands in term 1; without a vote in it the replica would vote there again. A vote that the log
+/// has already is left alone.
+async fn vote_in_seed_term(log: &ReplicaLog) -> Result<(), OpenError> {
+    if log.state().vote.is_some() {
+        return Ok(());
+    }
+    let vote = Vote {
+        term: SEED.term,
+        replica: log.id(),
+        committed: false,
+    };
+    let saved = log.save_vote(vote).await;
+    saved.map_err(|error| OpenError::Log {
+        what: "the first vote",
+        error,
+    })
+}

@@ -1,0 +1,113 @@
+//! Changes of who is in a group, each one entry of its log or two. For the group's leader.
+//!
+//! A replica is added as a learner, which counts in no quorum, and becomes a voter when it has caught up.
+//! Voters change through a joint membership, in which a majority of the old and of the new voters must
+//! agree (Ongaro and Ousterhout 2014, section 6). A leader that dies between the two entries leaves the
+//! group joint; its successor finishes the change.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::ClientWriteError;
+use openraft::errors::RaftError;
+use openraft::raft::Precondition;
+
+use crate::error::Error;
+use crate::error::Result;
+use crate::machine::Membership;
+use crate::raft::config::StoredMembership;
+use crate::raft::config::TypeConfig;
+use crate::raft::convert;
+use crate::raft::group::Group;
+use crate::types::NodeId;
+use crate::types::ReplicaId;
+use crate::types::shard::Replica;
+
+type Change = ChangeMembers<ReplicaId, NodeId>;
+
+impl Group {
+    /// Who is in the group, as this replica knows it: the last membership in its log, committed or not.
+    pub fn membership(&self) -> Membership {
+        convert::from_membership(self.effective().membership())
+    }
+
+    /// Adds a replica that counts in no quorum and is sent the log. Not cancel-safe: a dropped call may have
+    /// changed the group. Returns when the change is committed.
+    pub async fn add_learner(&self, replica: Replica) -> Result<()> {
+        let nodes = BTreeMap::from([(replica.id, replica.node)]);
+        self.change(ChangeMembers::AddNodes(nodes)).await
+    }
+
+    /// Makes these replicas, all of them voters or learners now, the voters; voters that are left out leave
+    /// the group. Not cancel-safe: a dropped call may have changed the group. Returns when the change is
+    /// committed.
+    pub async fn set_voters(&self, voters: BTreeSet<ReplicaId>) -> Result<()> {
+        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
+    }
+
+    /// Removes a learner. Not cancel-safe: a dropped call may have changed the group. Returns when the change
+    /// is committed.
+    pub async fn remove_learner(&self, learner: ReplicaId) -> Result<()> {
+        self.change(ChangeMembers::RemoveNodes(BTreeSet::from([learner])))
+            .await
+    }
+
+    /// Finishes a change of voters that a former leader has left joint; does nothing when there is none.
+    pub async fn finish_change(&self) -> Result<()> {
+        match self.membership().voters.pop() {
+            Some(voters) if self.membership().is_joint() => self.set_voters(voters).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// How many entries of the log a replica lacks; `None` when this replica does not lead, or has not heard
+    /// from the other.
+    pub fn lag(&self, replica: ReplicaId) -> Option<u64> {
+        let metrics = self.inner.raft().metrics().borrow_watched().clone();
+        let matched = metrics.replication?.get(&replica).cloned().flatten()?;
+        Some(
+            metrics
+                .last_log_index
+                .unwrap_or(0)
+                .saturating_sub(matched.index()),
+        )
+    }
+
+    /// Only while the membership is the one that the caller has seen: two changes at once do not mix.
+    async fn change(&self, change: Change) -> Result<()> {
+        let seen = Precondition::LastMembershipLogId {
+            last_membership_log_id: *self.effective().log_id(),
+        };
+        let raft = self.inner.raft();
+        match raft.change_membership_if(change, false, [seen]).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::Fatal(fatal)) => Err(self.inner.stopped(&fatal)),
+            Err(RaftError::APIError(error)) => Err(self.change_error(error)),
+        }
+    }
+
+    fn change_error(&self, error: ClientWriteError<TypeConfig>) -> Error {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) => self.inner.not_leader(&forward),
+            // Another leader may have committed it; whoever asked looks at the membership.
+            ClientWriteError::LogEntryDiscarded(_) => {
+                Error::unavailable(self.id(), "its leader has changed")
+            }
+            ClientWriteError::ChangeMembershipError(error) => {
+                Error::unavailable(self.id(), format!("its membership did not change: {error}"))
+            }
+            ClientWriteError::PreconditionFailed(_) => {
+                Error::unavailable(self.id(), "its membership is being changed")
+            }
+        }
+    }
+
+    fn effective(&self) -> std::sync::Arc<StoredMembership> {
+        let raft = self.inner.raft();
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.clone()
+    }
+}
