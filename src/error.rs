@@ -6,8 +6,10 @@ use std::time::Duration;
 use crate::types::ClusterId;
 use crate::types::GroupId;
 use crate::types::Incarnation;
+use crate::types::Key;
 use crate::types::NodeId;
 use crate::types::RequestId;
+use crate::types::shard::ShardDescriptor;
 
 /// Result of anything a node can be asked.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -92,6 +94,20 @@ pub enum Error {
     StaleEpoch {
         /// The group.
         group: GroupId,
+        /// The shards there as far as the answering replica knows them; maybe none, and maybe late.
+        current: Vec<ShardDescriptor>,
+    },
+    /// The keys of the write are in different shards. Final for its id: the shard with the first key has
+    /// looked and has noted the refusal.
+    #[error(
+        "the keys of the write are in different shards, {} is not where the first one is; nothing was done",
+        key.escape_ascii()
+    )]
+    Spanning {
+        /// The write.
+        request: RequestId,
+        /// The key that is elsewhere.
+        key: Key,
     },
     /// The call was meant for another cluster.
     #[error("cluster {actual}, not {expected}")]
@@ -182,6 +198,7 @@ impl Error {
             | Error::Timeout { .. }
             | Error::ClockAhead { .. }
             | Error::StaleEpoch { .. }
+            | Error::Spanning { .. }
             | Error::WrongCluster { .. }
             | Error::WrongNode { .. }
             | Error::NotFound { .. } => Effect::None,
@@ -191,7 +208,9 @@ impl Error {
     /// What to do next?
     pub fn advice(&self) -> Advice {
         match self {
-            Error::Invalid { .. } | Error::WrongCluster { .. } => Advice::Fix,
+            Error::Invalid { .. } | Error::Spanning { .. } | Error::WrongCluster { .. } => {
+                Advice::Fix
+            }
             Error::NotLeader { leader, .. } => Advice::Redirect(*leader),
             Error::StaleEpoch { .. } | Error::WrongNode { .. } | Error::NotFound { .. } => {
                 Advice::Redirect(None)

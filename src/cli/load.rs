@@ -233,6 +233,7 @@ fn error_kind(error: &Error) -> &'static str {
         Error::ClockAhead { .. } => "clock ahead",
         Error::TooLateToKnow { .. } => "too late to know",
         Error::StaleEpoch { .. } => "stale epoch",
+        Error::Spanning { .. } => "keys in several shards",
         Error::WrongCluster { .. } => "wrong cluster",
         Error::WrongNode { .. } => "wrong node",
         Error::NotFound { .. } => "not found",

@@ -213,6 +213,7 @@ impl Kv {
             }
             WriteOutcome::TooLateToKnow { .. }
             | WriteOutcome::ClockAhead { .. }
+            | WriteOutcome::Spanning { .. }
             | WriteOutcome::StaleEpoch
             | WriteOutcome::StaleStamp => return Err(not_final()),
         };
@@ -244,6 +245,7 @@ impl Kv {
             WriteOutcome::ConditionFailed { .. }
             | WriteOutcome::TooLateToKnow { .. }
             | WriteOutcome::ClockAhead { .. }
+            | WriteOutcome::Spanning { .. }
             | WriteOutcome::StaleEpoch
             | WriteOutcome::StaleStamp => Err(not_final()),
         }

@@ -91,6 +91,8 @@ pub fn may_have_happened(error: &Error) -> bool {
 /// of a later one is not the outcome of the write.
 pub fn final_error(error: Error, request: RequestId, happened: bool) -> Error {
     match error {
+        // The shard of the first key has looked: had an attempt happened, it would have said so.
+        Error::Spanning { .. } => error,
         Error::Unknown { .. } | Error::TooLateToKnow { .. } => error,
         _ if happened => Error::Unknown {
             request,
@@ -119,6 +121,7 @@ fn target_after(error: &Error) -> Target {
         | Error::NoSpace { .. }
         | Error::TooLateToKnow { .. }
         | Error::StaleEpoch { .. }
+        | Error::Spanning { .. }
         | Error::WrongCluster { .. }
         | Error::WrongNode { .. }
         | Error::NotFound { .. }
@@ -193,6 +196,11 @@ mod tests {
             },
             Error::StaleEpoch {
                 group: GroupId::Placement,
+                current: Vec::new(),
+            },
+            Error::Spanning {
+                request: ID,
+                key: "k".into(),
             },
             Error::WrongCluster {
                 expected: ClusterId([1; 16]),
@@ -276,7 +284,12 @@ mod tests {
     fn a_refusal_after_an_uncertain_attempt_is_not_the_outcome() {
         for error in every_error() {
             let after_uncertain = final_error(error.clone(), ID, true);
-            assert_eq!(after_uncertain.effect(), Effect::Unknown, "{error}");
+            let expected = match error {
+                // Said for good, after a look whether it had happened.
+                Error::Spanning { .. } => Effect::None,
+                _ => Effect::Unknown,
+            };
+            assert_eq!(after_uncertain.effect(), expected, "{error}");
             assert_eq!(final_error(error.clone(), ID, false), error);
         }
     }

@@ -287,6 +287,7 @@ impl Sender {
             | Error::NoSpace { .. }
             | Error::TooLateToKnow { .. }
             | Error::StaleEpoch { .. }
+            | Error::Spanning { .. }
             | Error::WrongCluster { .. }
             | Error::WrongNode { .. }
             | Error::NotFound { .. }
@@ -384,7 +385,14 @@ fn final_answer(response: Response, write: Option<RequestId>) -> Result<Response
         WriteOutcome::ClockAhead { wait_ms } => Err(Error::ClockAhead {
             wait: Duration::from_millis(*wait_ms),
         }),
-        WriteOutcome::StaleEpoch => Err(Error::StaleEpoch { group }),
+        WriteOutcome::Spanning { key } => Err(Error::Spanning {
+            request,
+            key: key.clone(),
+        }),
+        WriteOutcome::StaleEpoch => Err(Error::StaleEpoch {
+            group,
+            current: Vec::new(),
+        }),
         WriteOutcome::StaleStamp => Err(Error::unavailable(group, "its leader's clock was late")),
     }
 }

@@ -3,7 +3,7 @@
 //! | first bytes | then | value |
 //! |---|---|---|
 //! | `01 01` | | number of the next slot |
-//! | `01 02` | slot, start of the range | what is to be cleared there |
+//! | `01 02` | slot, start and end of the range | that it is to be cleared there |
 //! | `01 03` | | what the start-up check of the barrier writes |
 //! | `02` | replica | the row of a shard's replica |
 //! | `03` | replica | the row of a replica of placement |
@@ -106,12 +106,29 @@ pub fn probe() -> Vec<u8> {
     vec![NODE, NODE_PROBE]
 }
 
-/// The entry of the clear list for a part of a slot.
+/// The entry of the clear list for a part of a slot. It says all, so that two parts never share one.
 pub fn clear(slot: Slot, range: &KeyRange) -> Vec<u8> {
     let mut out = vec![NODE, NODE_CLEAR];
     ordered::put_u64(&mut out, slot.0);
     ordered::put_bytes(&mut out, &range.start);
+    if let Some(end) = &range.end {
+        ordered::put_bytes(&mut out, end);
+    }
     out
+}
+
+/// The part of a slot that an entry of the clear list names.
+pub fn cleared(entry: &[u8]) -> Result<(Slot, KeyRange), OrderedError> {
+    let rest = entry.strip_prefix(&[NODE, NODE_CLEAR]);
+    let rest = rest.ok_or(OrderedError("an entry of the clear list"))?;
+    let (slot, rest) = ordered::take_u64(rest)?;
+    let (start, rest) = ordered::take_bytes(rest)?;
+    let end = match rest {
+        [] => None,
+        rest => Some(ordered::take_bytes(rest)?.0.into()),
+    };
+    let start = start.into();
+    Ok((Slot(slot), KeyRange { start, end }))
 }
 
 /// The whole clear list: start and end.
@@ -316,6 +333,18 @@ mod tests {
                 prop_assert!(!inside(family(Slot(7), Family::Newest, &range), place.clone()));
                 prop_assert!(!inside(family(Slot(8), Family::History, &range), place));
             }
+        }
+
+        #[test]
+        fn an_entry_of_the_clear_list_is_read_back(
+            start in some_key(), end in some_key(), open in any::<bool>(), slot in any::<u64>()
+        ) {
+            let range = KeyRange {
+                start: Bytes::from(start),
+                end: (!open).then(|| Bytes::from(end)),
+            };
+            let entry = clear(Slot(slot), &range);
+            prop_assert_eq!(cleared(&entry), Ok((Slot(slot), range)));
         }
 
         #[test]

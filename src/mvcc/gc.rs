@@ -60,6 +60,26 @@ struct Run {
     settled: bool,
     /// A tombstone in force. It hides older versions, so it goes last.
     tombstone: Option<Vec<u8>>,
+    /// The oldest that was found to go. It goes with the tombstone that hides it: a pass finds a key by
+    /// its older versions, so one that a restart cuts short leaves the next pass something to find.
+    oldest: Option<Older>,
+}
+
+/// A version that nobody sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Older {
+    place: Vec<u8>,
+    stamp: Timestamp,
+    chunks: u32,
+}
+
+impl Older {
+    fn remove(self, slot: Slot, key: &[u8], batch: &mut Batch) {
+        for number in 0..self.chunks {
+            batch.delete(layout::chunk(slot, key, self.stamp, number));
+        }
+        batch.delete(self.place);
+    }
 }
 
 /// A portion of the older versions in a range, and of the tombstones in front of them; looks at
@@ -122,10 +142,14 @@ impl Run {
                 return Ok(());
             }
         }
-        for number in 0..header.chunks(record)? {
-            batch.delete(layout::chunk(slot, &self.key, stamp, number));
+        let older = Older {
+            place,
+            stamp,
+            chunks: header.chunks(record)?,
+        };
+        if let Some(newer) = self.oldest.replace(older) {
+            newer.remove(slot, &self.key, batch);
         }
-        batch.delete(place);
         Ok(())
     }
 
@@ -140,6 +164,9 @@ impl Run {
         let run = std::mem::take(self);
         if !run.settled {
             return Ok(());
+        }
+        if let Some(oldest) = run.oldest {
+            oldest.remove(slot, &run.key, batch);
         }
         if let Some(place) = run.tombstone {
             batch.delete(place);
@@ -262,7 +289,7 @@ mod tests {
         #[test]
         fn reads_at_the_floor_and_above_are_the_same_before_between_and_after_the_portions(
             writes in prop::collection::vec((0..3u8, any::<Option<u8>>()), 1..40),
-            floor in 0..40u64, looks in 1..5usize, each in 0..3usize,
+            floor in 0..40u64, looks in 1..5usize, each in 0..3usize, restart in 0..6usize,
         ) {
             let engine = MemoryEngine::new();
             let (before, meanwhile) = writes.split_at(writes.len() * 2 / 3);
@@ -282,6 +309,7 @@ mod tests {
             let expected: Vec<_> = stamps.clone().map(|at| all_at(&engine, at)).collect();
             let mut meanwhile = meanwhile.iter().copied();
             let mut cursor = None;
+            let mut portions = 0;
             loop {
                 // A later portion must not take a higher floor than the first one.
                 let floor_now = Timestamp(if cursor.is_some() { u64::MAX } else { floor });
@@ -293,6 +321,11 @@ mod tests {
                 cursor = collected.rest;
                 if cursor.is_none() {
                     break;
+                }
+                portions += 1;
+                if portions == restart {
+                    // What the pass knew is lost; the next one begins anew.
+                    cursor = None;
                 }
                 meanwhile.by_ref().take(each).for_each(&mut write_next);
             }

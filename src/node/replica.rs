@@ -108,7 +108,9 @@ impl Replica {
         match answer.await.map_err(|_| lost())?? {
             WriteOutcome::StaleEpoch => Err(Error::StaleEpoch {
                 group: self.group.id(),
+                current: vec![self.reader.descriptor()],
             }),
+            WriteOutcome::Spanning { key } => Err(Error::Spanning { request, key }),
             WriteOutcome::StaleStamp => Err(Error::unavailable(
                 self.group.id(),
                 "its leader has changed",

@@ -278,24 +278,46 @@ impl<'e> Applying<'e> {
         conditions: &[Condition],
         operations: &[Operation],
     ) -> Result<WriteOutcome, MachineError> {
-        let keys = conditions.iter().map(Condition::key);
-        let mut keys = keys.chain(operations.iter().map(Operation::key));
-        if !keys.all(|key| self.row.slot_of(key).is_some()) {
-            return Ok(WriteOutcome::StaleEpoch);
-        }
         // Without operations there is nothing that could happen twice.
         let Some(first_key) = operations.first().map(Operation::key) else {
-            let failed = self.failed_condition(conditions, None)?;
-            return Ok(failed.unwrap_or(done(Timestamp::ZERO, 0)));
+            return self.check_only(conditions);
         };
+        if self.row.slot_of(first_key).is_none() {
+            return Ok(WriteOutcome::StaleEpoch);
+        }
         let first = self.current(first_key)?;
         if let Some(known) = self.known(id, first_key, Some(&first))? {
             return Ok(known);
+        }
+        let operated = operations.iter().map(Operation::key);
+        if let Some(key) = self.elsewhere(operated.chain(conditions.iter().map(Condition::key))) {
+            // Remembered, or a delayed repeat could happen once the shards are one again.
+            return self.remember(id, first_key, stamp, WriteOutcome::Spanning { key });
         }
         if let Some(failed) = self.failed_condition(conditions, Some((first_key, &first)))? {
             return self.remember(id, first_key, stamp, failed);
         }
         self.operate(id, stamp, operations, first)
+    }
+
+    fn check_only(&self, conditions: &[Condition]) -> Result<WriteOutcome, MachineError> {
+        let keys = || conditions.iter().map(Condition::key);
+        if keys()
+            .next()
+            .is_some_and(|first| self.row.slot_of(first).is_none())
+        {
+            return Ok(WriteOutcome::StaleEpoch);
+        }
+        if let Some(key) = self.elsewhere(keys()) {
+            return Ok(WriteOutcome::Spanning { key });
+        }
+        let failed = self.failed_condition(conditions, None)?;
+        Ok(failed.unwrap_or(done(Timestamp::ZERO, 0)))
+    }
+
+    /// The first of the keys that is not in this shard.
+    fn elsewhere<'k>(&self, mut keys: impl Iterator<Item = &'k Key>) -> Option<Key> {
+        keys.find(|key| self.row.slot_of(key).is_none()).cloned()
     }
 
     fn operate<'k>(
@@ -361,7 +383,7 @@ impl<'e> Applying<'e> {
         range: &KeyRange,
         limit: u32,
     ) -> Result<WriteOutcome, MachineError> {
-        if self.row.slot_of(&range.start).is_none() || !self.row.descriptor.range.covers(range) {
+        if self.row.slot_of(&range.start).is_none() {
             return Ok(WriteOutcome::StaleEpoch);
         }
         if let Some(known) = self.known(id, &range.start, None)? {
@@ -373,6 +395,12 @@ impl<'e> Applying<'e> {
             request: id,
         };
         let (found, resume) = self.live_keys(range, limit.clamp(1, DELETE_RANGE_KEYS_MAX))?;
+        // What is behind the shard's end is for the next shard, as another write.
+        let is_all_here = self.row.descriptor.range.covers(range);
+        let resume = resume.or_else(|| match is_all_here {
+            true => None,
+            false => self.row.descriptor.range.end.clone(),
+        });
         let deleted = u32::try_from(found.len()).unwrap_or(u32::MAX);
         for (slot, key, place, record) in found {
             Current::found(slot, &key, place, record)?.delete(&mut self.overlay, author);

@@ -206,6 +206,12 @@ impl ShardMachine {
         self.reader.clone()
     }
 
+    /// Whether a pass of collection is under way.
+    #[cfg(test)]
+    pub(crate) fn has_pass(&self) -> bool {
+        self.pass.is_some()
+    }
+
     fn commit(&mut self, applying: &mut Applying<'_>) -> Result<(), MachineError> {
         let Changes { batch, row, split } = applying.take();
         let Some(split) = split else {

@@ -72,7 +72,14 @@ impl ReadError {
     /// The error as a client gets it.
     pub fn into_error(self, group: GroupId) -> Error {
         match self {
-            ReadError::OutOfBounds { .. } | ReadError::Ended => Error::StaleEpoch { group },
+            ReadError::OutOfBounds { descriptor } => Error::StaleEpoch {
+                group,
+                current: vec![*descriptor],
+            },
+            ReadError::Ended => Error::StaleEpoch {
+                group,
+                current: Vec::new(),
+            },
             ReadError::TooOld { .. } => Error::invalid("as_of", self),
             ReadError::NotYet { .. } => Error::unavailable(group, self),
             ReadError::Machine(error) => Error::Internal(error.0),

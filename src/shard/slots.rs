@@ -1,12 +1,13 @@
 //! Where replicas keep their keys. Decides only.
 //!
-//! A slot is a number that the engine's keys begin with. Numbers are never used twice. A slot being
-//! filled, and one that is not needed any more, stands on the *clear list* in the engine, so that
-//! neither a crash nor a given-up snapshot leaves keys behind. Clearing is done in portions; while a
-//! slot is in use it waits. A *pin* holds back collection and clearing for a reader that takes its time.
+//! A slot is a number that the engine's keys begin with. Numbers are never used twice. A shard that was
+//! split off shares the slot of the one that it was split from, so what belongs to a replica is a
+//! *piece*: a slot and a range of keys in it, never another's too. A slot being filled, and a piece that
+//! is not needed any more, stand on the *clear list* in the engine, so that neither a crash nor a
+//! given-up snapshot leaves keys behind. Clearing is done in portions; what is in use waits, and only
+//! that. A *pin* holds back collection and clearing for a reader that takes its time.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -42,11 +43,27 @@ pub struct Slots {
 #[derive(Default)]
 struct State {
     next: u64,
-    in_use: BTreeSet<Slot>,
-    next_pin: u64,
+    /// The next guard, of either kind.
+    next_guard: u64,
+    in_use: BTreeMap<u64, Vec<Piece>>,
     pins: BTreeMap<u64, (Vec<Piece>, Floors)>,
     /// Of each replica that was opened here, whether it was destroyed since.
     ended: BTreeMap<ReplicaId, Arc<AtomicBool>>,
+}
+
+impl State {
+    fn guard(&mut self) -> u64 {
+        self.next_guard += 1;
+        self.next_guard
+    }
+
+    fn is_in_use(&self, piece: &Piece) -> bool {
+        self.in_use.values().any(|held| overlap(held, piece))
+    }
+}
+
+fn overlap(held: &[Piece], piece: &Piece) -> bool {
+    held.iter().any(|held| held.overlaps(piece))
 }
 
 impl Slots {
@@ -68,7 +85,7 @@ impl Slots {
 
     /// A slot never used before. It stands on the clear list until a batch takes it off, and counts as
     /// in use until the guard is dropped.
-    pub fn fresh(self: &Arc<Self>) -> Result<InUse, MachineError> {
+    pub fn fresh(self: &Arc<Self>) -> Result<Fresh, MachineError> {
         let mut state = self.lock();
         let slot = Slot(state.next);
         let mut batch = Batch::default();
@@ -76,11 +93,16 @@ impl Slots {
         put_on_clear_list(&mut batch, &whole(slot));
         self.engine.write(batch)?;
         state.next += 1;
-        state.in_use.insert(slot);
+        let guard = state.guard();
+        state.in_use.insert(guard, vec![whole(slot)]);
         drop(state);
-        Ok(InUse {
+        let in_use = InUse {
             slots: self.clone(),
-            slot: vec![slot],
+            guard,
+        };
+        Ok(Fresh {
+            slot,
+            _in_use: in_use,
         })
     }
 
@@ -94,26 +116,27 @@ impl Slots {
         self.ended(replica).store(true, Ordering::SeqCst);
     }
 
-    /// Counts slots as in use until the guard is dropped: nothing in them is cleared.
+    /// Counts pieces as in use until the guard is dropped: nothing in them is cleared.
     pub(crate) fn hold(self: &Arc<Self>, pieces: &[Piece]) -> InUse {
-        let slot: Vec<Slot> = pieces.iter().map(|piece| piece.slot).collect();
-        self.lock().in_use.extend(slot.iter().copied());
+        let mut state = self.lock();
+        let guard = state.guard();
+        state.in_use.insert(guard, pieces.to_vec());
+        drop(state);
         InUse {
             slots: self.clone(),
-            slot,
+            guard,
         }
     }
 
     /// Holds back collection above `floors`, and clearing, in these pieces.
     pub fn pin(self: &Arc<Self>, pieces: Vec<Piece>, floors: Floors) -> Pin {
         let mut state = self.lock();
-        let id = state.next_pin;
-        state.next_pin += 1;
-        state.pins.insert(id, (pieces, floors));
+        let guard = state.guard();
+        state.pins.insert(guard, (pieces, floors));
         drop(state);
         Pin {
             slots: self.clone(),
-            id,
+            guard,
         }
     }
 
@@ -136,7 +159,7 @@ impl Slots {
             Err(TryLockError::Poisoned(_)) => panic!("no holder of the lock panics"),
         };
         for piece in self.clear_list()? {
-            let in_use = self.lock().in_use.contains(&piece.slot);
+            let in_use = self.lock().is_in_use(&piece);
             // A snapshot may have been installed there since the list was read: its batch takes the slot
             // off the list before the slot counts as unused.
             let listed = layout::clear(piece.slot, &piece.range);
@@ -153,12 +176,10 @@ impl Slots {
         let entries = self.engine.scan(&start, &end, false);
         entries
             .map(|pair| {
-                let (_, entry) = pair?;
-                Ok(value::decode(
-                    "an entry of the clear list",
-                    CLEAR_FORMAT,
-                    &entry,
-                )?)
+                let (place, entry) = pair?;
+                value::decode::<()>("an entry of the clear list", CLEAR_FORMAT, &entry)?;
+                let (slot, range) = layout::cleared(&place)?;
+                Ok(Piece { range, slot })
             })
             .collect()
     }
@@ -193,8 +214,8 @@ pub(crate) fn whole(slot: Slot) -> Piece {
 
 /// What stands on the clear list for a piece: key and value.
 pub(crate) fn clear_entry(piece: &Piece) -> (Vec<u8>, Vec<u8>) {
-    let entry = value::encode(CLEAR_FORMAT, piece);
-    (layout::clear(piece.slot, &piece.range), entry)
+    let place = layout::clear(piece.slot, &piece.range);
+    (place, value::encode(CLEAR_FORMAT, &()))
 }
 
 /// Puts a piece on the clear list, with the batch.
@@ -208,38 +229,41 @@ pub(crate) fn take_off_clear_list(batch: &mut Batch, piece: &Piece) {
     batch.delete(layout::clear(piece.slot, &piece.range));
 }
 
-/// Slots that must not be cleared. Dropping it ends that.
-pub struct InUse {
-    slots: Arc<Slots>,
-    slot: Vec<Slot>,
+/// A slot that is being filled. Dropping it gives up what no row has taken by then.
+pub struct Fresh {
+    slot: Slot,
+    _in_use: InUse,
 }
 
-impl InUse {
-    /// The first of the slots.
+impl Fresh {
+    /// The slot.
     pub fn slot(&self) -> Slot {
-        self.slot[0]
+        self.slot
     }
+}
+
+/// Pieces that must not be cleared. Dropping it ends that.
+pub(crate) struct InUse {
+    slots: Arc<Slots>,
+    guard: u64,
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut state = self.slots.lock();
-        for slot in &self.slot {
-            state.in_use.remove(slot);
-        }
+        self.slots.lock().in_use.remove(&self.guard);
     }
 }
 
 /// Holds back collection and clearing. Dropping it ends that.
 pub struct Pin {
     slots: Arc<Slots>,
-    id: u64,
+    guard: u64,
 }
 
 impl Pin {
     /// Asks for less: nothing below these floors is needed.
     pub(crate) fn raise(&self, floors: Floors) {
-        if let Some((_, held)) = self.slots.lock().pins.get_mut(&self.id) {
+        if let Some((_, held)) = self.slots.lock().pins.get_mut(&self.guard) {
             *held = floors;
         }
     }
@@ -247,6 +271,6 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.slots.lock().pins.remove(&self.id);
+        self.slots.lock().pins.remove(&self.guard);
     }
 }

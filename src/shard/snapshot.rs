@@ -29,7 +29,7 @@ use crate::machine::SnapshotSink;
 use crate::machine::SnapshotSource;
 use crate::shard::read::ShardReader;
 use crate::shard::row::Row;
-use crate::shard::slots::InUse;
+use crate::shard::slots::Fresh;
 use crate::shard::slots::Slots;
 use crate::shard::walk::Walk;
 
@@ -149,7 +149,7 @@ impl SnapshotReceiver for Receiver {
 /// The incoming end.
 struct Sink {
     engine: Arc<dyn Engine>,
-    slot: InUse,
+    slot: Fresh,
     reader: FrameReader,
     state: Option<Bytes>,
     count: Count,

@@ -314,9 +314,12 @@ impl Outcome {
     pub fn of<T>(result: &Result<T, Error>) -> Outcome {
         match result {
             Ok(_) => Outcome::Done,
-            Err(Error::Invalid { .. } | Error::TooLateToKnow { .. } | Error::ClockAhead { .. }) => {
-                Outcome::Invalid
-            }
+            Err(
+                Error::Invalid { .. }
+                | Error::TooLateToKnow { .. }
+                | Error::ClockAhead { .. }
+                | Error::Spanning { .. },
+            ) => Outcome::Invalid,
             Err(
                 Error::NotLeader { .. }
                 | Error::StaleEpoch { .. }

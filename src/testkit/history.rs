@@ -152,6 +152,9 @@ impl History {
                             "failed, but only its own writer writes here: {said}"
                         ));
                     }
+                    WriteOutcome::Spanning { .. } => {
+                        found.push(format!("refused, but it has one key: {said}"));
+                    }
                     WriteOutcome::TooLateToKnow { .. }
                     | WriteOutcome::ClockAhead { .. }
                     | WriteOutcome::StaleEpoch

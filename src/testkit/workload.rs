@@ -438,6 +438,7 @@ fn version_after(write: &Write, outcome: &WriteOutcome) -> Timestamp {
         WriteOutcome::Done { .. }
         | WriteOutcome::TooLateToKnow { .. }
         | WriteOutcome::ClockAhead { .. }
+        | WriteOutcome::Spanning { .. }
         | WriteOutcome::StaleEpoch
         | WriteOutcome::StaleStamp => Timestamp::ZERO,
     }

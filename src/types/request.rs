@@ -92,7 +92,7 @@ pub enum WriteKind {
         /// What is done.
         operations: Vec<Operation>,
     },
-    /// Removes up to `limit` keys from the start of a range.
+    /// Removes up to `limit` keys from the start of a range, as far as the shard with the start goes.
     Range {
         /// The keys.
         range: KeyRange,
@@ -150,7 +150,7 @@ pub enum WriteOutcome {
         version: Timestamp,
         /// Keys removed.
         deleted: u32,
-        /// DeleteRange stopped at its limit: go on from here, under a new id.
+        /// DeleteRange stopped at its limit or at the end of the shard: go on from here, under a new id.
         resume: Option<Key>,
     },
     /// A condition did not hold; nothing was changed, and a repeat of this id never will change anything.
@@ -169,6 +169,12 @@ pub enum WriteOutcome {
     ClockAhead {
         /// Milliseconds to wait.
         wait_ms: u64,
+    },
+    /// The shard has the write's first key and not this one of its keys. Nothing was changed, and a
+    /// repeat of this id never will change anything, even if the shards become one.
+    Spanning {
+        /// The key that is elsewhere.
+        key: Key,
     },
     /// The shard's bounds changed before the write was applied. Not final: look the shard up again.
     StaleEpoch,

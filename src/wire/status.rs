@@ -23,6 +23,9 @@ use crate::types::ClusterId;
 use crate::types::Incarnation;
 use crate::types::NodeId;
 use crate::types::RequestId;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::convert::cluster::shard_of;
+use crate::wire::convert::cluster::shard_out;
 use crate::wire::convert::group_number;
 use crate::wire::convert::group_of;
 use crate::wire::proto::v1;
@@ -37,6 +40,9 @@ const DOMAIN: &str = "quorate";
 
 /// Longest text of an error that is sent, in bytes: a status travels in headers, which are bounded.
 const TEXT_BYTES_MAX: usize = 1024;
+
+/// Shards in an error that are sent, in bytes, for the same reason: two with the longest keys.
+const SHARDS_BYTES_MAX: usize = 9 * 1024;
 
 // ---- outwards ----
 
@@ -85,9 +91,10 @@ pub fn code(error: &Error) -> Code {
         Error::ClockAhead { .. } => Code::OutOfRange,
         // To be repeated one level up: look up, then send.
         Error::StaleEpoch { .. } => Code::Aborted,
-        Error::TooLateToKnow { .. } | Error::WrongCluster { .. } | Error::WrongNode { .. } => {
-            Code::FailedPrecondition
-        }
+        Error::TooLateToKnow { .. }
+        | Error::Spanning { .. }
+        | Error::WrongCluster { .. }
+        | Error::WrongNode { .. } => Code::FailedPrecondition,
         Error::NotFound { .. } => Code::NotFound,
         Error::Internal(_) => Code::Internal,
     }
@@ -110,7 +117,9 @@ pub fn to_detail(error: &Error, request: Option<RequestId>) -> v1::ErrorDetail {
 
 fn own_request(error: &Error) -> Option<RequestId> {
     match error {
-        Error::Unknown { request, .. } | Error::TooLateToKnow { request, .. } => Some(*request),
+        Error::Unknown { request, .. }
+        | Error::TooLateToKnow { request, .. }
+        | Error::Spanning { request, .. } => Some(*request),
         Error::Invalid { .. }
         | Error::NotLeader { .. }
         | Error::Unavailable { .. }
@@ -157,9 +166,11 @@ fn kind_out(error: &Error) -> Kind {
         Error::TooLateToKnow { retry_window, .. } => Kind::TooLateToKnow(v1::TooLateToKnowError {
             retry_window_ms: milliseconds(*retry_window),
         }),
-        Error::StaleEpoch { group } => Kind::StaleEpoch(v1::StaleEpochError {
+        Error::StaleEpoch { group, current } => Kind::StaleEpoch(v1::StaleEpochError {
             group: group_number(*group),
+            current: current_out(current),
         }),
+        Error::Spanning { key, .. } => Kind::Spanning(v1::SpanningError { key: key.clone() }),
         Error::WrongCluster { expected, actual } => Kind::WrongCluster(v1::WrongClusterError {
             expected: Bytes::copy_from_slice(&expected.0),
             actual: Bytes::copy_from_slice(&actual.0),
@@ -184,6 +195,17 @@ fn kind_out(error: &Error) -> Kind {
     }
 }
 
+/// As many shards as fit; whoever needs more looks them up.
+fn current_out(current: &[ShardDescriptor]) -> Vec<v1::ShardDescriptor> {
+    let mut bytes = 0;
+    let shards = current.iter().cloned().map(shard_out);
+    let fitting = shards.take_while(|shard| {
+        bytes += shard.encoded_len();
+        bytes <= SHARDS_BYTES_MAX
+    });
+    fitting.collect()
+}
+
 fn info(error: &Error) -> pb::ErrorInfo {
     let reason = match error {
         Error::Invalid { .. } => "INVALID",
@@ -196,6 +218,7 @@ fn info(error: &Error) -> pb::ErrorInfo {
         Error::ClockAhead { .. } => "CLOCK_AHEAD",
         Error::TooLateToKnow { .. } => "TOO_LATE_TO_KNOW",
         Error::StaleEpoch { .. } => "STALE_EPOCH",
+        Error::Spanning { .. } => "SPANNING",
         Error::WrongCluster { .. } => "WRONG_CLUSTER",
         Error::WrongNode { .. } => "WRONG_NODE",
         Error::NotFound { .. } => "NOT_FOUND",
@@ -388,6 +411,12 @@ pub fn from_detail(detail: v1::ErrorDetail) -> Option<Error> {
         },
         Kind::StaleEpoch(stale) => Error::StaleEpoch {
             group: group_of(stale.group),
+            // What cannot be read is looked up.
+            current: stale.current.into_iter().flat_map(shard_of).collect(),
+        },
+        Kind::Spanning(spanning) => Error::Spanning {
+            request: id?,
+            key: spanning.key,
         },
         Kind::WrongCluster(wrong) => Error::WrongCluster {
             expected: ClusterId(sixteen(&wrong.expected)?),
@@ -442,10 +471,32 @@ fn has_cause<E: StdError + 'static>(status: &Status) -> bool {
 mod tests {
     use super::*;
     use crate::types::GroupId;
+    use crate::types::Key;
+    use crate::types::KeyRange;
+    use crate::types::ReplicaId;
     use crate::types::ShardId;
+    use crate::types::key::KEY_BYTES_MAX;
+    use crate::types::shard::Epoch;
+    use crate::types::shard::Replica;
 
     fn id() -> RequestId {
         RequestId::new(1_700_000_000_000, [7; 10])
+    }
+
+    fn shard(id: u64) -> ShardDescriptor {
+        let long = |byte| vec![byte; KEY_BYTES_MAX].into();
+        ShardDescriptor {
+            id: ShardId(id),
+            range: KeyRange {
+                start: long(b'a'),
+                end: Some(long(b'b')),
+            },
+            epoch: Epoch { conf: 3, bounds: 4 },
+            replicas: vec![Replica {
+                id: ReplicaId(5),
+                node: NodeId(6),
+            }],
+        }
     }
 
     fn one_of_each() -> Vec<Error> {
@@ -486,6 +537,11 @@ mod tests {
             },
             Error::StaleEpoch {
                 group: GroupId::Shard(ShardId(1)),
+                current: vec![shard(1), shard(2)],
+            },
+            Error::Spanning {
+                request: id(),
+                key: Key::from_static(b"k"),
             },
             Error::WrongCluster {
                 expected: ClusterId([1; 16]),
@@ -568,6 +624,18 @@ mod tests {
             deadline: Duration::from_secs(1),
         };
         assert!(matches!(asked.failed(&status), Error::Unavailable { .. }));
+    }
+
+    #[test]
+    fn of_many_shards_as_many_are_sent_as_fit_in_a_header() {
+        let group = GroupId::Shard(ShardId(1));
+        let current = (1..=9).map(shard).collect();
+        let status = to_status(&Error::StaleEpoch { group, current }, None);
+        let current = vec![shard(1), shard(2)];
+        let sent = Error::StaleEpoch { group, current };
+        assert_eq!(from_status(&status), Some(sent));
+        // The details are sent in base64, and a library takes 16 KiB of headers.
+        assert!(status.details().len() * 4 / 3 < 15 * 1024);
     }
 
     #[test]

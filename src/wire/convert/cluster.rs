@@ -144,7 +144,8 @@ fn group_status_of(status: v1::GroupStatus) -> Result<GroupStatus> {
     })
 }
 
-pub(super) fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
+/// A shard, to be sent.
+pub(crate) fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
     let replicas = shard.replicas.into_iter().map(|replica| v1::Replica {
         id: replica.id.0,
         node: replica.node.0,
@@ -158,7 +159,8 @@ pub(super) fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
     }
 }
 
-pub(super) fn shard_of(shard: v1::ShardDescriptor) -> Result<ShardDescriptor> {
+/// A shard that was received.
+pub(crate) fn shard_of(shard: v1::ShardDescriptor) -> Result<ShardDescriptor> {
     let replicas = shard.replicas.into_iter().map(|replica| Replica {
         id: ReplicaId(replica.id),
         node: NodeId(replica.node),

@@ -508,8 +508,10 @@ pub fn written(outcome: WriteOutcome, id: RequestId, answered: &Answered) -> Res
         WriteOutcome::ClockAhead { wait_ms } => Err(Error::ClockAhead {
             wait: Duration::from_millis(wait_ms),
         }),
+        WriteOutcome::Spanning { key } => Err(Error::Spanning { request: id, key }),
         WriteOutcome::StaleEpoch => Err(Error::StaleEpoch {
             group: crate::types::GroupId::Shard(answered.shard),
+            current: Vec::new(),
         }),
         WriteOutcome::StaleStamp => {
             let reason = "the write was overtaken by a change of leader; nothing was done";

@@ -1,6 +1,8 @@
 //! A shard against a simple model, and against itself: applied in other portions, after a crash, from
 //! a snapshot, and read by other threads meanwhile.
 
+mod split;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -207,13 +209,20 @@ impl Model {
         u32::from(is_there)
     }
 
-    /// The answer to a write that was not applied before.
-    fn apply(&mut self, write: &Write, stamp: Timestamp) -> WriteOutcome {
+    /// The answer to a write that was not applied before, of the shard with its first key and this
+    /// range.
+    fn apply(&mut self, write: &Write, stamp: Timestamp, here: &KeyRange) -> WriteOutcome {
         let (deleted, changed, resume) = match &write.kind {
             WriteKind::Keys {
                 conditions,
                 operations,
             } => {
+                let keys = operations.iter().map(Operation::key);
+                let mut keys = keys.chain(conditions.iter().map(Condition::key));
+                if let Some(key) = keys.find(|key| !here.contains(key)) {
+                    let key = key.clone();
+                    return WriteOutcome::Spanning { key };
+                }
                 for (number, condition) in (0..).zip(conditions) {
                     let actual = self.stamp(condition.key());
                     let holds = match condition {
@@ -242,11 +251,18 @@ impl Model {
                 (deleted, changed || deleted > 0, None)
             }
             WriteKind::Range { range, limit } => {
-                let there = |key: &&Key| range.contains(key) && self.stamp(key) != Timestamp::ZERO;
+                let range_here = range.intersect(here);
+                let there =
+                    |key: &&Key| range_here.contains(key) && self.stamp(key) != Timestamp::ZERO;
                 let keys: Vec<Key> = self.versions.keys().filter(there).cloned().collect();
                 let (now, later) = keys.split_at(keys.len().min(*limit as usize));
                 let deleted = now.iter().map(|key| self.remove(key, stamp)).sum();
-                (deleted, deleted > 0, later.first().cloned())
+                let beyond = if here.covers(range) { &None } else { &here.end };
+                (
+                    deleted,
+                    deleted > 0,
+                    later.first().or(beyond.as_ref()).cloned(),
+                )
             }
         };
         WriteOutcome::Done {
@@ -403,7 +419,7 @@ fn check_answers(
             Some(first) => first.clone(),
             None => {
                 prop_assert!(!is_late, "applied too late to know");
-                model.apply(write, *stamp)
+                model.apply(write, *stamp, &row.descriptor.range)
             }
         };
         prop_assert_eq!(&outcome, &expected);
@@ -424,8 +440,8 @@ fn check_reads(model: &Model, reader: &ShardReader) -> Result<(), TestCaseError>
     let some = stamps.len() / 6 + 1;
     for as_of in stamps.iter().copied().step_by(some).chain([row.last_stamp]) {
         let mut expected = Vec::new();
-        for number in 0..7 {
-            let key = key(number);
+        let here = |key: &Key| row.descriptor.range.contains(key);
+        for key in (0..7).map(key).filter(here) {
             let found = reader.get(&key, Some(as_of)).unwrap().value.into_option();
             let found = found.map(|found| (found.version, found.value));
             let modelled = model.at(&key, as_of);
@@ -446,7 +462,7 @@ fn check_reads(model: &Model, reader: &ShardReader) -> Result<(), TestCaseError>
 
 fn scan_all(reader: &ShardReader, as_of: Timestamp, reverse: bool) -> Vec<(Key, Timestamp, Value)> {
     let mut scan = Scan {
-        range: KeyRange::ALL,
+        range: reader.descriptor().range,
         keys_max: 2,
         bytes_max: 9_000,
         reverse,
@@ -773,6 +789,60 @@ fn a_pin_holds_back_collection_and_clearing_until_it_is_dropped() {
     drop(pin);
     while slots.clear().unwrap() {}
     assert_eq!(slots.clear_list().unwrap(), []);
+}
+
+#[test]
+fn pieces_of_one_slot_are_held_and_cleared_apart() {
+    let engine = memory();
+    let slots = Slots::open(engine.clone()).unwrap();
+    let slot = slots.fresh().unwrap().slot();
+    let (left, right) = KeyRange::ALL.split_at(key(3)).unwrap();
+    let [left, right] = [left, right].map(|range| Piece { range, slot });
+    let put = |engine: &MemoryEngine| {
+        let mut batch = Batch::default();
+        for number in 0..6 {
+            batch.put(layout::newest(slot, &key(number)), vec![1]);
+        }
+        engine.write(batch).unwrap();
+    };
+    let left_over = |piece: &Piece| {
+        let (start, end) = layout::family(slot, Family::Newest, &piece.range);
+        Engine::scan(&*engine, &start, &end, false).count()
+    };
+    let list = |pieces: &[&Piece]| {
+        let mut batch = Batch::default();
+        for piece in pieces {
+            crate::shard::slots::put_on_clear_list(&mut batch, piece);
+        }
+        engine.write(batch).unwrap();
+    };
+    while slots.clear().unwrap() {}
+    put(&engine);
+    list(&[&left, &right]);
+    let once = slots.hold(std::slice::from_ref(&left));
+    let twice = slots.hold(std::slice::from_ref(&left));
+    while slots.clear().unwrap() {}
+    assert_eq!((left_over(&left), left_over(&right)), (3, 0));
+    drop(once);
+    while slots.clear().unwrap() {}
+    assert_eq!(left_over(&left), 3, "one of two holds was dropped");
+    drop(twice);
+    while slots.clear().unwrap() {}
+    assert_eq!(left_over(&left), 0);
+
+    // Two entries with the same start are two entries, and neither reaches beyond its end.
+    put(&engine);
+    let shorter = Piece {
+        range: left.range.split_at(key(1)).unwrap().0,
+        slot,
+    };
+    list(&[&shorter, &left]);
+    assert_eq!(slots.clear_list().unwrap().len(), 2);
+    let mut batch = Batch::default();
+    crate::shard::slots::take_off_clear_list(&mut batch, &left);
+    engine.write(batch).unwrap();
+    while slots.clear().unwrap() {}
+    assert_eq!((left_over(&left), left_over(&right)), (2, 3));
 }
 
 #[test]
