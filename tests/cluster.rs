@@ -15,6 +15,7 @@ use quorate::testkit::workload;
 use quorate::testkit::workload::Nodes;
 use quorate::types::Incarnation;
 use quorate::types::KeyRange;
+use quorate::types::NodeId;
 use quorate::types::node::Newcomer;
 use quorate::types::request::ReadKind;
 use quorate::wire::channel::GrpcChannel;
@@ -204,6 +205,7 @@ async fn a_node_joins_serves_keys_that_it_does_not_hold_and_comes_back() {
     let writers = support::write(&through_it, "joined/", 5);
     support::answered(&writers, 100, "through the new node").await;
     let leader = rig.leader().await;
+    routed(&through_it[0], leader).await;
     rig.processes.kill(leader).unwrap();
     support::answered(&writers, 100, "with the leader dead").await;
     rig.processes.start(leader).unwrap();
@@ -227,9 +229,35 @@ async fn a_node_joins_serves_keys_that_it_does_not_hold_and_comes_back() {
     assert_eq!(wiped.member.name, before.member.name);
 }
 
+/// A node without a replica says where the shard is and who leads it, to one who asks and to one who
+/// watches.
+async fn routed(node: &Arc<dyn Service>, leader: usize) {
+    let call = |request| Call {
+        request,
+        deadline: READY,
+        forwarded: false,
+        cluster: None,
+    };
+    let located = match node
+        .call(call(Request::Locate(Bytes::new())))
+        .await
+        .unwrap()
+    {
+        Response::Locate(route) => route,
+        other => panic!("locate was answered {other:?}"),
+    };
+    assert_eq!(located.shard.range, KeyRange::ALL);
+    assert_eq!(located.leader, Some(NodeId(leader as u64 + 1)));
+    match node.call(call(Request::Routes(0))).await.unwrap() {
+        Response::Routes(_, routes) => assert_eq!(routes, [located]),
+        other => panic!("a watch was answered {other:?}"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_again_gets_the_same_id_and_a_wrong_token_is_refused() {
     let mut rig = Rig::start(&[]).await;
+    let founder = rig.ready(&[0]).await.remove(0);
     let newcomer = Newcomer {
         incarnation: Incarnation([77; 16]),
         name: "n9".into(),
@@ -261,7 +289,16 @@ async fn who_asks_again_gets_the_same_id_and_a_wrong_token_is_refused() {
         name: String::new(),
         ..newcomer.clone()
     };
-    for refused in [join(1, "other", newcomer), join(1, TOKEN, nameless)] {
+    let old_copy = Newcomer {
+        incarnation: founder.member.incarnation,
+        ..newcomer.clone()
+    };
+    let refused = [
+        join(1, "other", newcomer),
+        join(1, TOKEN, nameless),
+        join(1, TOKEN, old_copy),
+    ];
+    for refused in refused {
         let error = refused.await.unwrap_err();
         assert!(matches!(error, Error::Invalid { .. }), "{error}");
     }

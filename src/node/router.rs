@@ -101,9 +101,9 @@ impl Router {
         self.known_target(key).ok_or_else(|| nobody_knows(key))
     }
 
-    /// The node asked has answered.
-    pub fn reached(&self, target: Target) {
-        self.with_routes(|routes| routes.reached(target));
+    /// The node asked has answered, and with that has shown that it leads the shard, or not.
+    pub fn reached(&self, target: Target, leads: bool) {
+        self.with_routes(|routes| routes.reached(target, leads));
     }
 
     /// The node asked has not done it, and says why.

@@ -83,11 +83,12 @@ impl Routes {
         Some(Target { shard, node })
     }
 
-    /// The node asked has answered.
-    pub fn reached(&mut self, target: Target) {
+    /// The node asked has answered, and with that has shown that it leads the shard, or not.
+    pub fn reached(&mut self, target: Target, leads: bool) {
         if let Some(known) = self.shards.get_mut(&target.shard) {
             known.failures = 0;
         }
+        self.lead(target.shard, leads.then_some(target.node));
     }
 
     /// The node asked has not done it: turns to whom it names, or to another replica. A shard that is
@@ -381,12 +382,22 @@ mod tests {
         let gone = Error::unavailable("n3", "no connection");
         assert_eq!(refuse(&mut routes, &gone), Some(2));
         assert_eq!(refuse(&mut routes, &gone), Some(3));
-        routes.reached(routes.target(b"k", ME).unwrap());
+        routes.reached(routes.target(b"k", ME).unwrap(), false);
         assert_eq!(refuse(&mut routes, &Error::invalid("key", "long")), Some(1));
         assert_eq!(refuse(&mut routes, &gone), Some(2));
         assert_eq!(refuse(&mut routes, &gone), Some(3));
         assert_eq!(refuse(&mut routes, &gone), Some(1));
         assert_eq!(refuse(&mut routes, &gone), None, "asked all in vain");
+    }
+
+    #[test]
+    fn who_has_shown_that_it_leads_is_asked_by_everybody() {
+        let mut routes = routes("1@1[,)");
+        let second = routes.target(b"k", NodeId(1)).unwrap();
+        assert_eq!(second.node, NodeId(2));
+        routes.reached(second, true);
+        assert_eq!(routes.target(b"k", ME), Some(second));
+        assert_eq!(routes.locate(b"k").unwrap().leader, Some(NodeId(2)));
     }
 
     #[test]

@@ -162,7 +162,11 @@ impl Host {
         };
         let answer = self.forward(target.node, request, deadline).await;
         match &answer {
-            Ok(_) => self.router.reached(target),
+            // What was sent on once is written by a leader only.
+            Ok(response) => {
+                let leads = matches!(response, Response::Write(..));
+                self.router.reached(target, leads);
+            }
             Err(error) => self.router.refused(target, error),
         }
         answer
