@@ -8,13 +8,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate::error::Error;
 use quorate::testkit::history::History;
+use quorate::testkit::processes::TOKEN;
 use quorate::testkit::workload;
 use quorate::testkit::workload::Nodes;
+use quorate::types::Incarnation;
 use quorate::types::KeyRange;
+use quorate::types::NodeId;
+use quorate::types::node::Newcomer;
 use quorate::types::request::ReadKind;
+use quorate::wire::channel::GrpcChannel;
 use quorate::wire::request::Call;
+use quorate::wire::request::Channel;
 use quorate::wire::request::Get;
+use quorate::wire::request::JoinRequest;
 use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
@@ -173,6 +181,153 @@ async fn a_wiped_node_does_not_come_back_as_itself() {
         answer.is_err(),
         "two wiped nodes gave the third a quorum: {answer:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_serves_keys_that_it_does_not_hold_and_comes_back() {
+    let mut rig = Rig::start(&[]).await;
+    let joined = rig.add(TOKEN);
+    rig.processes.start(joined).unwrap();
+    let before = rig.ready(&[joined]).await.remove(0);
+    assert!(before.groups.is_empty(), "it has no replica: {before:?}");
+    wait_for(
+        &mut rig,
+        &[0, 1, 2, joined],
+        "all know the new one",
+        |all| {
+            let known = |status: &NodeStatus| status.members.contains(&before.member);
+            all.iter()
+                .all(|status| status.members.len() == 4 && known(status))
+        },
+    )
+    .await;
+    let through_it: Nodes = vec![rig.nodes[joined].clone()];
+    let writers = support::write(&through_it, "joined/", 5);
+    support::answered(&writers, 100, "through the new node").await;
+    let leader = rig.leader().await;
+    routed(&through_it[0], leader).await;
+    rig.processes.kill(leader).unwrap();
+    support::answered(&writers, 100, "with the leader dead").await;
+    rig.processes.start(leader).unwrap();
+    support::stop_and_verify(writers, "joined/", &through_it).await;
+
+    let ended = rig.processes.terminate(joined, READY).await.unwrap();
+    assert_eq!(ended.code(), Some(0));
+    rig.processes.start(joined).unwrap();
+    let after = rig.ready(&[joined]).await.remove(0);
+    assert_eq!(after.member, before.member);
+    let writers = support::write(&through_it, "again/", 6);
+    support::answered(&writers, 50, "after its restart").await;
+    support::stop_and_verify(writers, "again/", &rig.nodes).await;
+
+    // The disk is another one, so the node is another one.
+    rig.processes.kill(joined).unwrap();
+    rig.processes.wipe(joined).unwrap();
+    rig.processes.start(joined).unwrap();
+    let wiped = rig.ready(&[joined]).await.remove(0);
+    assert_ne!(wiped.member.id, before.member.id);
+    assert_eq!(wiped.member.name, before.member.name);
+}
+
+/// A node without a replica says where the shard is and who leads it, to one who asks and to one who
+/// watches.
+async fn routed(node: &Arc<dyn Service>, leader: usize) {
+    let call = |request| Call {
+        request,
+        deadline: READY,
+        forwarded: false,
+        cluster: None,
+    };
+    let located = match node
+        .call(call(Request::Locate(Bytes::new())))
+        .await
+        .unwrap()
+    {
+        Response::Locate(route) => route,
+        other => panic!("locate was answered {other:?}"),
+    };
+    assert_eq!(located.shard.range, KeyRange::ALL);
+    assert_eq!(located.leader, Some(NodeId(leader as u64 + 1)));
+    match node.call(call(Request::Routes(0))).await.unwrap() {
+        Response::Routes(_, routes) => assert_eq!(routes, [located]),
+        other => panic!("a watch was answered {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_again_gets_the_same_id_and_a_wrong_token_is_refused() {
+    let mut rig = Rig::start(&[]).await;
+    let founder = rig.ready(&[0]).await.remove(0);
+    let newcomer = Newcomer {
+        incarnation: Incarnation([77; 16]),
+        name: "n9".into(),
+        node_address: "127.0.0.1:1".into(),
+        client_address: "127.0.0.1:2".into(),
+    };
+    let join = |node: usize, token: &str, newcomer: Newcomer| {
+        let address = rig.processes.node_address(node);
+        let call = Call {
+            request: Request::Join(JoinRequest {
+                token: token.into(),
+                newcomer,
+            }),
+            deadline: READY,
+            forwarded: false,
+            cluster: None,
+        };
+        GrpcChannel::of_client().address(&address).call(call)
+    };
+    let mut ids = Vec::new();
+    for node in [0, 1, 2, 0] {
+        match join(node, TOKEN, newcomer.clone()).await.unwrap() {
+            Response::Join(joined) => ids.push(joined.node),
+            other => panic!("join was answered {other:?}"),
+        }
+    }
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    let nameless = Newcomer {
+        name: String::new(),
+        ..newcomer.clone()
+    };
+    let old_copy = Newcomer {
+        incarnation: founder.member.incarnation,
+        ..newcomer.clone()
+    };
+    let refused = [
+        join(1, "other", newcomer),
+        join(1, TOKEN, nameless),
+        join(1, TOKEN, old_copy),
+    ];
+    for refused in refused {
+        let error = refused.await.unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. }), "{error}");
+    }
+    let stranger = rig.add("another cluster's");
+    rig.processes.start(stranger).unwrap();
+    let ended = rig.processes.wait_exit(stranger, READY).await.unwrap();
+    assert_eq!(ended.code(), Some(3), "bad input");
+    let said = rig.processes.log(stranger);
+    assert!(said.contains("another --initial-cluster-token"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_placement_every_node_finds_every_key_that_is_placed() {
+    let mut rig = Rig::start_of(5, &[]).await;
+    let joined = rig.add(TOKEN);
+    rig.processes.start(joined).unwrap();
+    rig.ready(&[joined]).await;
+    let through_it: Nodes = vec![rig.nodes[joined].clone()];
+    let writers = support::write(&through_it, "placed/", 7);
+    support::answered(&writers, 50, "with everybody there").await;
+    // Placement has replicas on all five, the shard on the first three.
+    for node in [2, 3, 4] {
+        rig.processes.kill(node).unwrap();
+    }
+    support::answered(&writers, 50, "without placement").await;
+    rig.processes.kill(joined).unwrap();
+    rig.processes.start(joined).unwrap();
+    support::answered(&writers, 50, "without placement and memory").await;
+    support::stop_and_verify(writers, "placed/", &through_it).await;
 }
 
 /// A wiped node ends by itself and says how it can join.

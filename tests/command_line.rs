@@ -635,6 +635,43 @@ async fn status_shows_nodes_and_groups_and_judges_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nodes_are_listed_whether_they_answer_or_not() {
+    let cluster = Cluster::new();
+    cluster.state().down.insert(2);
+    cluster.state().not_ready.insert(3);
+    let said = typed(&cluster, &["node", "list"]).await;
+    assert_eq!(said.code, 0, "{}", said.err);
+    let rows: Vec<Vec<&str>> = said
+        .out()
+        .lines()
+        .skip(1)
+        .map(|line| {
+            line.split("  ")
+                .map(str::trim)
+                .filter(|cell| !cell.is_empty())
+                .collect()
+        })
+        .collect();
+    let begins = |row: usize, cells: &[&str]| assert_eq!(&rows[row][..cells.len()], cells);
+    begins(0, &["n1", "n1", "ready", "2", "2", "1m 1s"]);
+    begins(1, &["n2", "n2", "no answer", "-", "-", "-"]);
+    begins(2, &["n3", "n3", "not ready", "2", "0", "1m 1s"]);
+    assert_eq!(rows[1].last(), Some(&"02".repeat(16).as_str()));
+    assert!(said.err.contains("n2"), "{}", said.err);
+
+    let json = typed(&cluster, &["node", "list", "-o", "json"])
+        .await
+        .json();
+    assert_eq!(json[0]["leaders"], 2);
+    assert_eq!(
+        (&json[1]["id"], &json[1]["reachable"]),
+        (&json!(2), &json!(false))
+    );
+    assert_eq!(json[1]["groups"], json!(null));
+    assert_eq!(json[2]["node_address"], "n3:7401");
+}
+
+#[tokio::test(start_paused = true)]
 async fn status_waits_until_there_are_leaders() {
     let cluster = Cluster::new();
     cluster.state().down.extend([1, 2, 3]);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -57,6 +58,7 @@ use quorate::wire::channel::GrpcChannel;
 use quorate::wire::identity::IdentityCell;
 use quorate::wire::proto::v1;
 use quorate::wire::proto::v1::kv_client::KvClient;
+use quorate::wire::proto::v1::placement_client::PlacementClient;
 use quorate::wire::request::APPENDS_IN_FLIGHT_MAX;
 use quorate::wire::request::AppendRequest;
 use quorate::wire::request::AppendResponse;
@@ -112,6 +114,8 @@ struct Fake {
     pages: AtomicUsize,
     taken: Arc<AtomicUsize>,
     chunks: Mutex<Vec<Result<Bytes>>>,
+    /// What is answered to questions for routes, one after the other; then always the same.
+    routes: Mutex<VecDeque<Result<Response>>>,
     hanging: Notify,
 }
 
@@ -272,7 +276,10 @@ impl Fake {
                 shards: report.shards,
             }),
             Request::Locate(_) => Response::Locate(shard_route(None)),
-            Request::Routes(_) => Response::Routes(0, vec![shard_route(Some(NodeId(1)))]),
+            Request::Routes(_) => match self.routes.lock().unwrap().pop_front() {
+                Some(answer) => answer?,
+                None => Response::Routes(0, vec![shard_route(Some(NodeId(1)))]),
+            },
         })
     }
 }
@@ -282,6 +289,7 @@ fn hangs(request: &Request) -> bool {
     match request {
         Request::Get(get) => get.key == "hang",
         Request::Write(write) => write.first_key() == "hang",
+        Request::Routes(since) => *since == 99,
         _other => false,
     }
 }
@@ -1329,6 +1337,53 @@ async fn health_follows_readiness_and_reflection_knows_every_service() {
             assert!(services.contains(service), "{services}");
         }
     }
+}
+
+// ---- routes ----
+
+/// A watch of node 2's routes, which answers with these to begin with.
+async fn watched(
+    answers: Vec<Result<Response>>,
+) -> (Node, tonic::Streaming<v1::WatchRoutesResponse>) {
+    let node = start(IdentityCell::of(identity(2))).await;
+    node.fake.routes.lock().unwrap().extend(answers);
+    let endpoint = tonic::transport::Endpoint::new(format!("http://{}", node.clients)).unwrap();
+    let mut client = PlacementClient::new(endpoint.connect().await.unwrap());
+    let request = v1::WatchRoutesRequest::default();
+    let watch = client.watch_routes(request).await.unwrap().into_inner();
+    (node, watch)
+}
+
+#[tokio::test]
+async fn a_watch_tells_all_routes_in_portions_and_then_what_changes() {
+    let route = || shard_route(Some(NodeId(1)));
+    let (node, mut watch) = watched(vec![
+        Ok(Response::Routes(7, vec![route(); 2_500])),
+        Ok(Response::Routes(7, Vec::new())),
+        Ok(Response::Routes(9, vec![route()])),
+        Err(Error::unavailable("the node", "it is stopping")),
+    ])
+    .await;
+    for count in [1_000, 1_000, 500, 1] {
+        let message = watch.message().await.unwrap().unwrap();
+        assert_eq!(message.routes.len(), count);
+    }
+    let error = watch.message().await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    let calls = node.fake.calls.lock().unwrap();
+    let asked = calls.iter().map(|call| format!("{:?}", call.request));
+    let asked: Vec<String> = asked.collect();
+    assert_eq!(asked, ["Routes(0)", "Routes(7)", "Routes(7)", "Routes(9)"]);
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_the_door() {
+    let all = Response::Routes(99, vec![shard_route(None)]);
+    let (node, mut watch) = watched(vec![Ok(all)]).await;
+    assert!(watch.message().await.unwrap().is_some());
+    node.fake.hanging.notified().await;
+    node.stop.cancel();
+    assert!(watch.message().await.unwrap().is_none());
 }
 
 // ---- scans ----

@@ -26,11 +26,11 @@ use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
 
 /// For each node: one that is stopped must not hold up the answers of the others for long.
-const NODE_DEADLINE: Duration = Duration::from_secs(2);
+pub(super) const NODE_DEADLINE: Duration = Duration::from_secs(2);
 /// Between two looks while waiting.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// The role of a replica that leads.
-const LEADER: &str = "leader";
+pub(super) const LEADER: &str = "leader";
 
 /// `quorate status`.
 #[derive(Debug, Args)]
@@ -194,7 +194,8 @@ fn print_status(
     Ok(())
 }
 
-fn table(header: &[&str]) -> Table {
+/// An empty table, as all lists are printed.
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)

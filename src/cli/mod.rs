@@ -13,6 +13,7 @@ pub mod keys;
 pub mod import;
 pub mod export;
 pub mod cluster;
+pub mod node;
 pub mod load;
 pub mod bench;
 pub mod serve;
@@ -99,6 +100,9 @@ pub enum Verb {
     Export(export::ExportArgs),
     /// Show nodes, groups and leaders
     Status(cluster::StatusArgs),
+    /// List the nodes of the cluster
+    #[command(subcommand, after_help = "Example:\n  quorate node list")]
+    Node(node::NodeVerb),
     /// Hand the leadership of a group to another node
     Transfer(cluster::TransferArgs),
     /// Ask the node on this machine whether it is ready: for container health checks
@@ -131,6 +135,7 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
         Verb::Import(args) => import::run(args, &context).await,
         Verb::Export(args) => export::run(args, &context).await,
         Verb::Status(args) => cluster::status(args, &context).await,
+        Verb::Node(verb) => node::run(verb, &context).await,
         Verb::Transfer(args) => cluster::transfer(args, &context).await,
         Verb::Health(args) => cluster::health(args, &context).await,
         Verb::Bench(args) => bench::run(args, &context).await,

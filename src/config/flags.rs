@@ -80,7 +80,7 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initial_cluster_token: Option<String>,
 
-    /// Node addresses of an existing cluster to join: host:7401,host:7401 (not built yet)
+    /// Node addresses of an existing cluster to join: host:7401,host:7401
     #[arg(
         long,
         value_name = "ADDRESSES",

@@ -160,6 +160,8 @@ pub struct Record {
     pub confirmed: Vec<FounderList>,
     /// The list that formed the cluster. Never changes once it is there.
     pub formed: Option<FounderList>,
+    /// The id under which this directory's node joined that cluster later; `None` for its founders.
+    pub joined: Option<NodeId>,
 }
 
 impl Record {
@@ -176,6 +178,13 @@ impl Record {
     fn with_formed(&self, list: FounderList) -> Record {
         let mut record = self.clone();
         record.formed = Some(list);
+        record
+    }
+
+    /// The same for a node that has joined a formed cluster.
+    pub fn with_joined(&self, list: FounderList, node: NodeId) -> Record {
+        let mut record = self.with_formed(list);
+        record.joined = Some(node);
         record
     }
 }

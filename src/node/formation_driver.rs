@@ -65,11 +65,6 @@ pub enum FormationError {
     /// It must not form or come back.
     #[error(transparent)]
     Refused(#[from] Box<Refusal>),
-    /// `--join` was given.
-    #[error(
-        "--join: joining an existing cluster is not built yet; this release runs the nodes of --initial-cluster alone"
-    )]
-    JoinNotBuilt,
     /// The data directory failed.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -123,7 +118,8 @@ pub struct FormationDriver {
 }
 
 /// Prepares forming; nothing is sent yet. The handle can answer at once: open the node port with it,
-/// then [`FormationDriver::run`]. A directory with data returns to its cluster whatever the flags say.
+/// then [`FormationDriver::run`]. A directory with data returns to its cluster whatever the flags say; one
+/// without it that is to join a cluster has been through `joining.rs` before.
 pub fn prepare(
     setup: Setup,
     directory: DataDirectory,
@@ -134,7 +130,6 @@ pub fn prepare(
             report_ignored(&setup, &formed);
             State::Formed(formed.response())
         }
-        None if !setup.join.is_empty() => return Err(FormationError::JoinNotBuilt),
         None => State::Forming(Box::new(formation(setup, &directory)?)),
     };
     let shared = Arc::new(Shared {

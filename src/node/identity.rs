@@ -27,6 +27,7 @@ use crate::node::formation::Formed;
 use crate::node::formation::FounderList;
 use crate::node::formation::Record;
 use crate::types::Incarnation;
+use crate::types::NodeId;
 use crate::wire::request::Founder;
 
 const LOCK: &str = "lock";
@@ -120,6 +121,9 @@ struct Identity {
     incarnation: String,
     confirmed: Vec<StoredList>,
     formed: Option<StoredList>,
+    /// Not there for a founder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    joined: Option<u64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -182,6 +186,7 @@ impl Identity {
         Ok(Record {
             confirmed: confirmed.collect::<Result<_, String>>()?,
             formed: self.formed.map(StoredList::into_list).transpose()?,
+            joined: self.joined.map(NodeId),
         })
     }
 }
@@ -248,6 +253,12 @@ impl DataDirectory {
         self.record.formed.clone().map(Formed::from)
     }
 
+    /// The node's id in its cluster, if it is in one.
+    pub fn node(&self) -> Option<NodeId> {
+        let founder = || self.formed()?.node_of(self.incarnation);
+        self.record.joined.or_else(founder)
+    }
+
     /// Where the log lives.
     pub fn wal(&self) -> PathBuf {
         self.path.join(WAL)
@@ -271,6 +282,7 @@ impl DataDirectory {
             incarnation: self.incarnation.to_string(),
             confirmed: record.confirmed.iter().map(StoredList::of).collect(),
             formed: record.formed.as_ref().map(StoredList::of),
+            joined: record.joined.map(|node| node.0),
         };
         let path = self.path.join(IDENTITY);
         self.files
@@ -301,7 +313,10 @@ impl DataDirectory {
         };
         self.incarnation = parse_incarnation(&identity.incarnation).map_err(corrupt)?;
         self.record = identity.into_record().map_err(corrupt)?;
-        let mut lists = self.record.confirmed.iter().chain(&self.record.formed);
+        // Who joined later is not in the list of those who formed the cluster.
+        let formed = self.record.formed.as_ref();
+        let formed = formed.filter(|_| self.record.joined.is_none());
+        let mut lists = self.record.confirmed.iter().chain(formed);
         if lists.any(|list| list.of_incarnation(self.incarnation).is_none()) {
             return Err(corrupt("a list in it lacks its own incarnation".into()));
         }
@@ -432,6 +447,7 @@ mod tests {
         Record {
             confirmed: vec![list.clone()],
             formed: Some(list),
+            joined: None,
         }
     }
 
@@ -448,8 +464,22 @@ mod tests {
         assert_eq!(again.record(), &record(1));
         assert_eq!(
             again.formed().unwrap().node_of(again.incarnation()),
-            Some(crate::types::NodeId(1))
+            Some(NodeId(1))
         );
+        assert_eq!(again.node(), Some(NodeId(1)));
+    }
+
+    #[test]
+    fn a_node_that_joined_keeps_its_id_and_the_list_that_it_is_not_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = record(1).formed.unwrap();
+        let mut joined = opened(dir.path(), "n9", 9).unwrap();
+        let joins = joined.record().with_joined(list.clone(), NodeId(9));
+        joined.save(joins).unwrap();
+        drop(joined);
+        let again = opened_again(dir.path(), "n9").unwrap();
+        assert_eq!(again.node(), Some(NodeId(9)));
+        assert_eq!(again.formed().unwrap().cluster, list.id());
     }
 
     #[test]

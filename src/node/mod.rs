@@ -6,17 +6,25 @@
 //! [`Registry`](registry::Registry). One task flushes the engine for all of them
 //! (`checkpoint.rs`), one collects what no reader may ask for any more (`collector.rs`). Each shard's
 //! replica has one owner of its writes (`proposer.rs`) and shares the round trips of its reads
-//! (`barrier.rs`). Placement is asked through `placement.rs`, wherever its leader is.
+//! (`barrier.rs`). Placement is asked through `placement.rs`, wherever its leader is, and told by `reporter.rs`
+//! what changes here. Keys without a replica here are found by `router.rs`, of which `routes.rs` is the
+//! thinking part; `members.rs` knows the other nodes. A node started later asks to be taken in
+//! (`joining.rs`).
 
 pub mod identity;
 pub mod formation;
 pub mod formation_driver;
+pub mod joining;
+pub mod members;
 pub mod barrier;
 pub mod proposer;
 pub mod replica;
 pub mod registry;
 pub mod splitter;
 pub mod placement;
+pub mod routes;
+pub mod router;
+pub mod reporter;
 pub mod checkpoint;
 pub mod collector;
 pub mod opener;

@@ -41,7 +41,10 @@ pub async fn split(
     };
     match replica.split(planned.epoch, split).await? {
         SplitOutcome::Done { left, right } => Ok((left, right)),
-        SplitOutcome::Stale { .. } => Err(Error::StaleEpoch { group: group.id() }),
+        SplitOutcome::Stale { current } => Err(Error::StaleEpoch {
+            group: group.id(),
+            current: vec![current],
+        }),
         SplitOutcome::Joint => Err(Error::unavailable(
             group.id(),
             "its membership is being changed",

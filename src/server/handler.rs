@@ -165,9 +165,10 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
     let once = call.forwarded;
     let until = Instant::now() + call.deadline;
     let registry = &host.registry;
-    if !once && first_key(&call.request).is_some_and(|key| registry.shard_of(key).is_err()) {
+    let elsewhere = first_key(&call.request).filter(|key| registry.shard_of(key).is_err());
+    if let Some(key) = elsewhere.filter(|_| !once) {
         return persist(once, until, async || {
-            host.ask_home(call.request.clone(), until).await
+            host.ask_elsewhere(key, call.request.clone(), until).await
         })
         .await;
     }
@@ -232,8 +233,12 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             .report_here(report)
             .await
             .map(Response::Report),
-        Request::Join(_) | Request::Locate(_) | Request::Routes(_) => {
-            Err(Error::unavailable("this node", "routes are not served yet"))
+        Request::Join(join) => host.join(join, until).await.map(Response::Join),
+        Request::Locate(key) => host.router.locate(&key).map(Response::Locate),
+        Request::Routes(since) => {
+            let half = until - call.deadline / 2;
+            let (upto, routes) = host.router.changes_since(since, half).await;
+            Ok(Response::Routes(upto, routes))
         }
         Request::Form(_) => Err(Error::Internal(
             "forming is answered before this".to_string(),

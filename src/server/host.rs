@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::warn;
 
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::node::formation::Formed;
+use crate::node::members::Members;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
+use crate::node::router::Router;
+use crate::placement::PlacementAnswer;
+use crate::placement::PlacementCommand;
 use crate::raft::Group;
 use crate::types::GroupId;
 use crate::types::Key;
@@ -24,10 +29,11 @@ use crate::types::node::Member;
 use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
-use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
 use crate::wire::request::GroupStatus;
+use crate::wire::request::JoinRequest;
+use crate::wire::request::JoinResponse;
 use crate::wire::request::NodeStatus;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
@@ -39,10 +45,12 @@ pub struct Host {
     pub identity: Identity,
     /// How others know it.
     pub member: Member,
+    /// The cluster as it was formed.
+    pub formed: Formed,
     /// Every node of the cluster.
-    pub members: Vec<Member>,
-    /// Where the shard's replicas are.
-    pub home: Home,
+    pub members: Arc<Members>,
+    /// Where the keys are that have no replica here.
+    pub router: Arc<Router>,
     /// The way to placement.
     pub placement: PlacementClient,
     /// Its replicas.
@@ -53,42 +61,6 @@ pub struct Host {
     pub started: Instant,
     /// Free space on its disk.
     pub space: Arc<Space>,
-}
-
-/// Where the first shard lives, for a node that has no replica of it.
-pub struct Home {
-    shard: ShardDescriptor,
-    /// The replica asked last: the leader, as soon as somebody has named it.
-    favourite: AtomicUsize,
-}
-
-impl Home {
-    /// The home of a shard.
-    pub fn new(shard: ShardDescriptor) -> Home {
-        Home {
-            shard,
-            favourite: AtomicUsize::new(0),
-        }
-    }
-
-    fn node(&self) -> NodeId {
-        let replicas = &self.shard.replicas;
-        replicas[self.favourite.load(Ordering::Relaxed) % replicas.len()].node
-    }
-
-    /// After an error: the leader that it names, or else the next replica.
-    fn learn(&self, error: &Error) {
-        let named = match error {
-            Error::NotLeader { leader, .. } => *leader,
-            _ => None,
-        };
-        let replicas = self.shard.replicas.iter();
-        let place =
-            named.and_then(|named| replicas.clone().position(|replica| replica.node == named));
-        let next = self.favourite.load(Ordering::Relaxed) + 1;
-        self.favourite
-            .store(place.unwrap_or(next), Ordering::Relaxed);
-    }
 }
 
 /// Free space, as last looked at.
@@ -172,14 +144,79 @@ impl Host {
         self.channel.node(to).call(call).await
     }
 
-    /// Sends a request for a shard without a replica here to one that has it.
-    pub async fn ask_home(&self, request: Request, until: Instant) -> Result<Response> {
+    /// Sends a request for a key without a replica here to a node that has one, and learns from its
+    /// answer. One attempt; after an error the next one goes where the error points.
+    pub async fn ask_elsewhere(
+        &self,
+        key: &Key,
+        request: Request,
+        until: Instant,
+    ) -> Result<Response> {
+        let target = self.router.target(key, until).await?;
         let left = until.saturating_duration_since(Instant::now());
-        let answer = self.forward(self.home.node(), request, left).await;
-        if let Err(error) = &answer {
-            self.home.learn(error);
+        let deadline = match request {
+            // Given up half-way it would be unknown; its sender asks again with the same id.
+            Request::Write(_) => left,
+            // A node that stands still must not use the time of the others up.
+            _ => left / 2,
+        };
+        let answer = self.forward(target.node, request, deadline).await;
+        match &answer {
+            // What was sent on once is written by a leader only.
+            Ok(response) => {
+                let leads = matches!(response, Response::Write(..));
+                self.router.reached(target, leads);
+            }
+            Err(error) => self.router.refused(target, error),
         }
         answer
+    }
+
+    /// Takes a node into the cluster, or gives the one that is in it already its id once more.
+    pub async fn join(&self, join: JoinRequest, until: Instant) -> Result<JoinResponse> {
+        self.check_newcomer(&join)?;
+        let newcomer = join.newcomer.clone();
+        let command = PlacementCommand::AddMember(join.newcomer);
+        let node = match self.placement.propose_until(command, until).await? {
+            PlacementAnswer::Member(node) => node,
+            other => return Err(Error::Internal(format!("a node was added as {other:?}"))),
+        };
+        if let Err(error) = self.members.learn(vec![newcomer.into_member(node)]).await {
+            warn!(%error, "the members cannot be written down; they are learned again after a restart");
+        }
+        Ok(JoinResponse {
+            node,
+            cluster: self.formed.cluster,
+            founders: self.formed.founders.clone(),
+            members: self.members.list(),
+        })
+    }
+
+    fn check_newcomer(&self, join: &JoinRequest) -> Result<()> {
+        let JoinRequest { token, newcomer } = join;
+        if *token != self.formed.token {
+            let reason = format!(
+                "cluster {} was formed with another --initial-cluster-token than {token:?}: check that --join names the                  cluster that you mean, and give its token",
+                self.formed.cluster
+            );
+            return Err(Error::invalid("token", reason));
+        }
+        if newcomer.name.is_empty() {
+            return Err(Error::invalid("name", "a node has a name; set --name"));
+        }
+        if newcomer.node_address.is_empty() || newcomer.client_address.is_empty() {
+            let reason = "a node that joins says where it can be reached";
+            return Err(Error::invalid("node_address", reason));
+        }
+        match self.formed.node_of(newcomer.incarnation) {
+            Some(founder) => Err(Error::invalid(
+                "incarnation",
+                format!(
+                    "its data directory is an old copy of that of {founder}, which founded the cluster;                      start it with an empty one"
+                ),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// For a follower's read. Only a leader answers.
@@ -229,7 +266,7 @@ impl Host {
             ready: groups.iter().all(|group| group.leader.is_some()),
             free_bytes: self.space.free_bytes(),
             groups,
-            members: self.members.clone(),
+            members: self.members.list(),
         }
     }
 

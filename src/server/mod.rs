@@ -45,15 +45,19 @@ use crate::node::formation_driver::FormationError;
 use crate::node::formation_driver::Setup;
 use crate::node::identity::DataDirectory;
 use crate::node::identity::IdentityError;
+use crate::node::joining;
+use crate::node::joining::JoinError;
+use crate::node::members::Members;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
+use crate::node::reporter::Reporter;
+use crate::node::router::Router;
 use crate::raft;
 use crate::raft::Fail;
 use crate::raft::Leadership;
 use crate::server::grpc::Doors;
 use crate::server::grpc::Stop;
 use crate::server::handler::Handler;
-use crate::server::host::Home;
 use crate::server::host::Host;
 use crate::server::host::Space;
 use crate::server::http::Check;
@@ -64,6 +68,7 @@ use crate::types::Incarnation;
 use crate::types::NodeId;
 use crate::types::RequestId;
 use crate::types::node::Identity;
+use crate::types::node::Member;
 use crate::wal;
 use crate::wire::channel::GrpcChannel;
 use crate::wire::identity::IdentityCell;
@@ -97,6 +102,9 @@ pub enum StartError {
     /// The engine does not open.
     #[error(transparent)]
     Engine(#[from] OpenError),
+    /// No cluster took the node in.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The stores do not open.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -120,6 +128,9 @@ impl StartError {
     pub fn is_bad_input(&self) -> bool {
         match self {
             StartError::Options(_) | StartError::Formation(_) | StartError::Listen { .. } => true,
+            StartError::Join(error) => {
+                matches!(error, JoinError::Refused { .. } | JoinError::Forming)
+            }
             StartError::Identity(error) => !matches!(error, IdentityError::Io { .. }),
             StartError::Engine(_) | StartError::Boot(_) | StartError::Internal(_) => false,
         }
@@ -175,11 +186,19 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         node_address: options.node_address(),
         client_address: options.client_address(),
     };
+    let (setup, directory, joined) = maybe_join(setup, directory, &channel).await?;
     let (forming, driver) = formation_driver::prepare(setup, directory, Arc::clone(&channel))?;
     handler.form(forming);
     let (formed, directory) = driver.run().await?;
     let layout = layout(&formed);
-    let me = introduce(&formed, &layout, &directory, &identity, &channel)?;
+    let member = introduce(&options, &formed, &directory, &identity)?;
+    let members = open_members(&directory, &channel, &layout, &member).await?;
+    members.learn(joined).await.map_err(members_failed)?;
+    let me = Identity {
+        cluster: formed.cluster,
+        node: member.id,
+        incarnation: member.incarnation,
+    };
 
     let consensus = consensus_runtime()?;
     let mut tasks = TaskSet::new();
@@ -197,11 +216,6 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
     let told = (&ready, &draining);
     watch_node(&stores, &space, &directory, told, &mut tasks);
-    let member = layout
-        .members
-        .iter()
-        .find(|member| member.id == me.node)
-        .cloned();
     let placement = PlacementClient::new(
         me,
         layout
@@ -212,12 +226,26 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         Arc::clone(&stores.registry),
         Arc::clone(&channel),
     );
+    let router = Arc::new(Router::new(
+        me,
+        Arc::clone(&stores.registry),
+        Arc::clone(&members),
+        Arc::clone(&channel),
+    ));
+    let reporter = Reporter::new(
+        member.clone(),
+        Arc::clone(&stores.registry),
+        placement.clone(),
+        Arc::clone(&members),
+        Arc::clone(&router),
+    );
+    tasks.spawn("reporter", |stop| reporter.run(stop));
     handler.open(Host {
         identity: me,
-        member: member
-            .ok_or_else(|| StartError::Internal("the list has no entry for this node".into()))?,
-        members: layout.members,
-        home: Home::new(layout.shard),
+        member,
+        formed,
+        members,
+        router,
         placement,
         registry: Arc::clone(&stores.registry),
         channel,
@@ -319,29 +347,67 @@ fn consensus_runtime() -> Result<Consensus, StartError> {
     built.map_err(|error| StartError::Internal(format!("start the threads of the groups: {error}")))
 }
 
-/// Finds this node in the list, and makes everybody known to the channel.
-fn introduce(
-    formed: &Formed,
+/// Before its first cluster a node may ask to be taken into one that exists. Gives the members that
+/// were named to it.
+async fn maybe_join(
+    mut setup: Setup,
+    directory: DataDirectory,
+    channel: &Arc<dyn Channel>,
+) -> Result<(Setup, DataDirectory, Vec<Member>), StartError> {
+    if setup.join.is_empty() || directory.formed().is_some() {
+        return Ok((setup, directory, Vec::new()));
+    }
+    let (directory, members) = joining::join(&setup, directory, channel).await?;
+    // It has done its work; from here on the node is one that returns.
+    setup.join.clear();
+    Ok((setup, directory, members))
+}
+
+/// Opens the memory of who the members are, this one among them.
+async fn open_members(
+    directory: &DataDirectory,
+    channel: &Arc<dyn Channel>,
     layout: &InitialLayout,
+    own: &Member,
+) -> Result<Arc<Members>, StartError> {
+    let (path, channel) = (directory.path().to_path_buf(), Arc::clone(channel));
+    let (own, given) = (own.clone(), layout.members.clone());
+    let open = move || Members::open(Arc::new(DiskFiles), &path, channel, own, given);
+    offload(open).await.map(Arc::new).map_err(members_failed)
+}
+
+fn members_failed(error: std::io::Error) -> StartError {
+    StartError::Internal(format!("remember the members: {error}"))
+}
+
+/// Finds out who this node is, and says so from now on: a founder as it stands in the list, a later
+/// member as its flags describe it.
+fn introduce(
+    options: &Options,
+    formed: &Formed,
     directory: &DataDirectory,
     cell: &IdentityCell,
-    channel: &Arc<dyn Channel>,
-) -> Result<Identity, StartError> {
+) -> Result<Member, StartError> {
     let incarnation = directory.incarnation();
-    let node = formed.node_of(incarnation);
-    let node =
-        node.ok_or_else(|| StartError::Internal("the list does not have this incarnation".into()))?;
+    let nobody = || StartError::Internal("the list does not have this incarnation".into());
+    let node = directory.node().ok_or_else(nobody)?;
+    let mut founders = layout(formed).members.into_iter();
+    let as_founder = founders.find(|member| member.incarnation == incarnation);
+    let member = as_founder.unwrap_or_else(|| Member {
+        id: node,
+        incarnation,
+        name: options.name.clone(),
+        node_address: options.node_address(),
+        client_address: options.client_address(),
+    });
     let identity = Identity {
         cluster: formed.cluster,
         node,
         incarnation,
     };
-    for member in &layout.members {
-        channel.learn(member.clone());
-    }
     cell.set(identity)
         .map_err(|_| StartError::Internal("the node has had another identity".into()))?;
-    Ok(identity)
+    Ok(member)
 }
 
 async fn open_engine(

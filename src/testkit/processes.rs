@@ -55,6 +55,8 @@ struct Node {
     data: PathBuf,
     log: PathBuf,
     ports: Ports,
+    /// The token with which it joins the others; `None`: it is one of those that form the cluster.
+    joins: Option<String>,
     child: Option<Child>,
 }
 
@@ -79,22 +81,18 @@ impl Processes {
         let ports = free_ports(3 * options.nodes)?;
         let mut nodes = Vec::new();
         for (number, ports) in ports.chunks_exact(3).enumerate() {
-            let name = format!("n{}", number + 1);
-            let data = options.dir.join(&name);
-            fs::create_dir_all(&data)?;
-            nodes.push(Node {
-                log: options.dir.join(format!("{name}.log")),
-                name,
-                data,
-                ports: Ports {
-                    client: ports[0],
-                    node: ports[1],
-                    http: ports[2],
-                },
-                child: None,
-            });
+            nodes.push(Node::new(&options.dir, number, ports, None)?);
         }
         Ok(Processes { options, nodes })
+    }
+
+    /// Adds a node that is to join the others with `token`; gives its number. Starts nothing.
+    pub fn add(&mut self, token: &str) -> io::Result<usize> {
+        let number = self.count();
+        let joins = Some(token.to_owned());
+        let node = Node::new(&self.options.dir, number, &free_ports(3)?, joins)?;
+        self.nodes.push(node);
+        Ok(number)
     }
 
     /// How many nodes there are, running or not.
@@ -105,6 +103,11 @@ impl Processes {
     /// Where the node serves clients.
     pub fn client_address(&self, node: usize) -> String {
         format!("127.0.0.1:{}", self.nodes[node].ports.client)
+    }
+
+    /// Where the node serves other nodes.
+    pub fn node_address(&self, node: usize) -> String {
+        address(self.nodes[node].ports.node)
     }
 
     /// Where the node serves HTTP.
@@ -119,7 +122,7 @@ impl Processes {
 
     /// Starts a node that is not running, with the same flags every time.
     pub fn start(&mut self, node: usize) -> io::Result<()> {
-        let list: Vec<String> = self.nodes.iter().map(Node::listed).collect();
+        let membership = self.membership(node);
         let arguments = self.options.arguments.clone();
         let node = &mut self.nodes[node];
         assert!(node.child.is_none(), "{} runs already", node.name);
@@ -129,8 +132,7 @@ impl Processes {
             .args(["--name", &node.name])
             .arg("--data-dir")
             .arg(&node.data)
-            .args(["--initial-cluster", &list.join(",")])
-            .args(["--initial-cluster-token", "processes"])
+            .args(membership)
             .args(["--listen-client", &address(node.ports.client)])
             .args(["--listen-node", &address(node.ports.node)])
             .args(["--listen-http", &address(node.ports.http)])
@@ -144,6 +146,23 @@ impl Processes {
             .spawn()?;
         node.child = Some(child);
         Ok(())
+    }
+
+    /// The flags that say with whom a node is in a cluster.
+    fn membership(&self, node: usize) -> [String; 4] {
+        let listed = || self.nodes.iter().filter(|node| node.joins.is_none());
+        let token = "--initial-cluster-token".to_owned();
+        match &self.nodes[node].joins {
+            None => {
+                let list: Vec<String> = listed().map(Node::listed).collect();
+                let flag = "--initial-cluster".to_owned();
+                [flag, list.join(","), token, TOKEN.to_owned()]
+            }
+            Some(joins) => {
+                let list: Vec<String> = listed().map(|node| address(node.ports.node)).collect();
+                ["--join".to_owned(), list.join(","), token, joins.clone()]
+            }
+        }
     }
 
     /// Starts every node that is not running.
@@ -283,11 +302,13 @@ pub async fn ready_status(node: &Arc<dyn Service>) -> Result<NodeStatus, String>
     let leaderless = status.groups.iter().find(|group| group.leader.is_none());
     match leaderless {
         _ if !status.ready => Err("not ready".to_owned()),
-        _ if status.groups.is_empty() => Err("has no group".to_owned()),
         Some(group) => Err(format!("{} has no leader", group.group)),
         None => Ok(*status),
     }
 }
+
+/// With this token the first nodes form their cluster.
+pub const TOKEN: &str = "processes";
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(30);
@@ -297,6 +318,24 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 const LINES_SHOWN: usize = 40;
 
 impl Node {
+    fn new(dir: &Path, number: usize, ports: &[u16], joins: Option<String>) -> io::Result<Node> {
+        let name = format!("n{}", number + 1);
+        let data = dir.join(&name);
+        fs::create_dir_all(&data)?;
+        Ok(Node {
+            log: dir.join(format!("{name}.log")),
+            name,
+            data,
+            ports: Ports {
+                client: ports[0],
+                node: ports[1],
+                http: ports[2],
+            },
+            joins,
+            child: None,
+        })
+    }
+
     /// As it stands in `--initial-cluster`.
     fn listed(&self) -> String {
         format!("{}={}", self.name, address(self.ports.node))

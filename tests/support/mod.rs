@@ -54,21 +54,38 @@ pub struct Rig {
 impl Rig {
     /// Three nodes in a directory of their own, formed and ready.
     pub async fn start(arguments: &[&str]) -> Rig {
+        Rig::start_of(3, arguments).await
+    }
+
+    /// So many nodes in a directory of their own, formed and ready.
+    pub async fn start_of(count: usize, arguments: &[&str]) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_quorate"));
-        let mut rig = Rig::new(&binary, dir.path(), arguments);
+        let mut rig = Rig::of(count, &binary, dir.path(), arguments);
         rig._dir = Some(dir);
         rig.processes.start_all().unwrap();
-        rig.ready(&[0, 1, 2]).await;
+        rig.ready(&(0..count).collect::<Vec<_>>()).await;
         rig
     }
 
     /// Three nodes below `dir`, not started.
     pub fn new(binary: &Path, dir: &Path, arguments: &[&str]) -> Rig {
+        Rig::of(3, binary, dir, arguments)
+    }
+
+    /// Adds a node that is to join with `token`; gives its number. Starts nothing.
+    pub fn add(&mut self, token: &str) -> usize {
+        let added = self.processes.add(token).unwrap();
+        let address = self.processes.client_address(added);
+        self.nodes.extend(connect::connect(&[address]));
+        added
+    }
+
+    fn of(count: usize, binary: &Path, dir: &Path, arguments: &[&str]) -> Rig {
         let alone = alone();
         let processes = Processes::new(Options {
             binary: binary.to_owned(),
-            nodes: 3,
+            nodes: count,
             dir: dir.to_owned(),
             arguments: [QUIET, arguments]
                 .concat()
@@ -77,7 +94,9 @@ impl Rig {
                 .collect(),
         })
         .unwrap();
-        let addresses: Vec<String> = (0..3).map(|node| processes.client_address(node)).collect();
+        let addresses: Vec<String> = (0..count)
+            .map(|node| processes.client_address(node))
+            .collect();
         Rig {
             processes,
             nodes: connect::connect(&addresses),

@@ -29,6 +29,7 @@ use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::wire::convert::cluster;
 use crate::wire::convert::kv;
+use crate::wire::convert::placement;
 use crate::wire::convert::transport;
 use crate::wire::proto::v1;
 use crate::wire::request::AppendRequest;
@@ -337,5 +338,14 @@ fn read_as_everything(bytes: &[u8]) {
     read(bytes, transport::header_of);
     read(bytes, transport::form_of);
     read(bytes, transport::formed_of);
+    read(bytes, placement::command_of);
+    read(bytes, placement::answer_of);
+    read(bytes, placement::report_of);
+    read(bytes, placement::changes_of);
+    read(bytes, placement::join_of);
+    read(bytes, placement::joined_of);
+    read(bytes, placement::locate_of);
+    read(bytes, placement::located_of);
+    read(bytes, placement::routes_of);
     read(bytes, status::from_detail);
 }

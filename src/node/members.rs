@@ -1,0 +1,210 @@
+//! The nodes of the cluster as this one knows them, and with them the addresses that its channel dials.
+//!
+//! They are kept in a file beside the log, so that a node that starts while placement is down reaches
+//! those that joined later too. The file is only a memory: a damaged one is as good as none, and
+//! placement's word replaces it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::RwLock;
+
+use tracing::info;
+use tracing::warn;
+
+use crate::codec::value;
+use crate::env::files::Files;
+use crate::env::tasks::offload;
+use crate::types::NodeId;
+use crate::types::node::Member;
+use crate::wire::request::Channel;
+
+const FILE: &str = "members";
+const FORMAT: u8 = 1;
+/// Bytes of the checksum behind the members.
+const CHECKSUM_BYTES: usize = 4;
+
+/// Every node known here.
+pub struct Members {
+    /// This node: nobody knows it better.
+    own: NodeId,
+    known: RwLock<BTreeMap<NodeId, Member>>,
+    channel: Arc<dyn Channel>,
+    files: Arc<dyn Files>,
+    path: PathBuf,
+}
+
+impl Members {
+    /// This node as it is now, those that `directory` remembers, and the ones given, who are what the
+    /// cluster began with: what is remembered of them is newer. Tells the channel. Blocks on the disk.
+    pub fn open(
+        files: Arc<dyn Files>,
+        directory: &Path,
+        channel: Arc<dyn Channel>,
+        own: Member,
+        given: Vec<Member>,
+    ) -> io::Result<Members> {
+        let path = directory.join(FILE);
+        let remembered = files.read(&path)?.map(|bytes| decode(&bytes));
+        let remembered = match remembered {
+            Some(Ok(members)) => members,
+            Some(Err(reason)) => {
+                warn!(path = %path.display(), reason, "the remembered members are damaged; placement will tell them again");
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        channel.learn(own.clone());
+        let members = Members {
+            own: own.id,
+            known: RwLock::new(BTreeMap::from([(own.id, own)])),
+            channel,
+            files,
+            path,
+        };
+        members.take(given);
+        members.take(remembered);
+        Ok(members)
+    }
+
+    /// Learns members or what has changed about them. What is new is in the file when this returns; an
+    /// error says that it is not, and does no harm until the next start. Cancel-safe: what was learned
+    /// is known, and may not be in the file.
+    pub async fn learn(&self, members: Vec<Member>) -> io::Result<()> {
+        if !self.take(members) {
+            return Ok(());
+        }
+        let bytes = encode(&self.list());
+        let (files, path) = (Arc::clone(&self.files), self.path.clone());
+        offload(move || files.write_atomically(&path, &bytes)).await
+    }
+
+    /// All of them, by id.
+    pub fn list(&self) -> Vec<Member> {
+        let known = self.known.read().expect("nothing panics under this lock");
+        known.values().cloned().collect()
+    }
+
+    /// Whether anything was new.
+    fn take(&self, members: Vec<Member>) -> bool {
+        let mut known = self.known.write().expect("nothing panics under this lock");
+        let mut changed = false;
+        for member in members {
+            if member.id == self.own || known.get(&member.id) == Some(&member) {
+                continue;
+            }
+            info!(node = %member.id, name = member.name, address = member.node_address, "member");
+            self.channel.learn(member.clone());
+            known.insert(member.id, member);
+            changed = true;
+        }
+        changed
+    }
+}
+
+fn encode(members: &[Member]) -> Vec<u8> {
+    let mut bytes = value::encode(FORMAT, &members);
+    let checksum = crc32c::crc32c(&bytes);
+    bytes.extend(checksum.to_be_bytes());
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Result<Vec<Member>, String> {
+    let split = bytes.len().checked_sub(CHECKSUM_BYTES);
+    let (bytes, checksum) = bytes.split_at(split.ok_or("it is cut off")?);
+    if crc32c::crc32c(bytes).to_be_bytes() != checksum {
+        return Err("its checksum does not match".into());
+    }
+    value::decode("the members", FORMAT, bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::env::files::DiskFiles;
+    use crate::types::Incarnation;
+    use crate::wire::channel::GrpcChannel;
+    use crate::wire::request::Service;
+
+    /// Notes who was learned.
+    #[derive(Default)]
+    struct Learned(Mutex<Vec<String>>);
+
+    impl Channel for Learned {
+        fn node(&self, id: NodeId) -> Arc<dyn Service> {
+            GrpcChannel::of_client().node(id)
+        }
+
+        fn address(&self, address: &str) -> Arc<dyn Service> {
+            GrpcChannel::of_client().address(address)
+        }
+
+        fn learn(&self, member: Member) {
+            self.0.lock().unwrap().push(member.node_address);
+        }
+    }
+
+    fn member(id: u64, address: &str) -> Member {
+        Member {
+            id: NodeId(id),
+            incarnation: Incarnation([id as u8; 16]),
+            name: format!("n{id}"),
+            node_address: address.into(),
+            client_address: String::new(),
+        }
+    }
+
+    fn open(directory: &Path, given: Vec<Member>) -> (Members, Arc<Learned>) {
+        let learned = Arc::new(Learned::default());
+        let files = Arc::new(DiskFiles);
+        let own = member(9, "own:1");
+        let members = Members::open(files, directory, learned.clone(), own, given).unwrap();
+        assert_eq!(learned.0.lock().unwrap().remove(0), "own:1");
+        (members, learned)
+    }
+
+    #[tokio::test]
+    async fn what_was_learned_is_known_after_a_restart_and_newer_than_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let founder = member(1, "old:1");
+        let (members, learned) = open(dir.path(), vec![founder.clone()]);
+        let news = vec![member(1, "new:1"), member(4, "four:1")];
+        let hearsay = vec![member(9, "elsewhere:1")];
+        members.learn(hearsay).await.unwrap();
+        members.learn(news.clone()).await.unwrap();
+        assert_eq!(*learned.0.lock().unwrap(), ["old:1", "new:1", "four:1"]);
+        members.learn(news.clone()).await.unwrap();
+        assert_eq!(learned.0.lock().unwrap().len(), 3, "nothing new");
+        let (again, _) = open(dir.path(), vec![founder]);
+        assert_eq!(again.list(), [&news[..], &[member(9, "own:1")]].concat());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_memory_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (members, _) = open(dir.path(), Vec::new());
+        members.learn(vec![member(4, "four:1")]).await.unwrap();
+        let whole = std::fs::read(dir.path().join(FILE)).unwrap();
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            assert!(decode(&flipped).is_err(), "byte {at}");
+            assert!(decode(&whole[..at]).is_err(), "cut at {at}");
+        }
+        std::fs::write(dir.path().join(FILE), &whole[1..]).unwrap();
+        let (again, _) = open(dir.path(), vec![member(1, "one:1")]);
+        assert_eq!(again.list(), [member(1, "one:1"), member(9, "own:1")]);
+    }
+
+    #[test]
+    fn an_example_of_format_one_is_read() {
+        let bytes = [&[1, 1, 4][..], &[4; 16], b"\x02n4\x06four:1\x00"].concat();
+        let checksum = crc32c::crc32c(&bytes).to_be_bytes();
+        let bytes = [&bytes[..], &checksum].concat();
+        assert_eq!(decode(&bytes), Ok(vec![member(4, "four:1")]));
+    }
+}
