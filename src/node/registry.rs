@@ -9,6 +9,7 @@ use crate::node::replica::Replica;
 use crate::raft::Group;
 use crate::types::GroupId;
 use crate::types::ShardId;
+use crate::types::key::Anchor;
 use crate::wire::request::Route;
 
 /// The replicas of a node, by the group they are in.
@@ -72,14 +73,15 @@ impl Registry {
 
     /// The replica of the shard that holds a key.
     pub fn shard_of(&self, key: &[u8]) -> Result<Replica> {
+        self.shard_at(Anchor::At(key))
+    }
+
+    /// The replica of the shard at a place in the order of keys.
+    pub fn shard_at(&self, anchor: Anchor<'_>) -> Result<Replica> {
         let hosted = self.read();
-        let holds = |replica: &&Replica| replica.reader().row().descriptor.range.contains(key);
-        hosted
-            .shards
-            .values()
-            .find(holds)
-            .cloned()
-            .ok_or_else(|| no_shard(key))
+        let holds = |replica: &&Replica| replica.reader().row().descriptor.range.holds(anchor);
+        let found = hosted.shards.values().find(holds).cloned();
+        found.ok_or_else(|| no_shard(anchor))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Hosted> {
@@ -91,11 +93,13 @@ impl Registry {
     }
 }
 
-fn no_shard(key: &[u8]) -> Error {
+fn no_shard(anchor: Anchor<'_>) -> Error {
+    let place = match anchor {
+        Anchor::At(key) => format!("with key {:?}", key.escape_ascii().to_string()),
+        Anchor::Before(Some(end)) => format!("below key {:?}", end.escape_ascii().to_string()),
+        Anchor::Before(None) => "with the last keys".to_string(),
+    };
     Error::NotFound {
-        what: format!(
-            "a replica of the shard with key {:?}",
-            key.escape_ascii().to_string()
-        ),
+        what: format!("a replica of the shard {place}"),
     }
 }
