@@ -13,6 +13,7 @@ pub mod keys;
 pub mod import;
 pub mod export;
 pub mod cluster;
+pub mod shard;
 pub mod load;
 pub mod bench;
 pub mod serve;
@@ -99,8 +100,8 @@ pub enum Verb {
     Export(export::ExportArgs),
     /// Show nodes, groups and leaders
     Status(cluster::StatusArgs),
-    /// Hand the leadership of a group to another node
-    Transfer(cluster::TransferArgs),
+    /// List and split shards, and move their leaders
+    Shard(shard::ShardArgs),
     /// Ask the node on this machine whether it is ready: for container health checks
     Health(cluster::HealthArgs),
     /// Measure throughput and latency
@@ -131,7 +132,7 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
         Verb::Import(args) => import::run(args, &context).await,
         Verb::Export(args) => export::run(args, &context).await,
         Verb::Status(args) => cluster::status(args, &context).await,
-        Verb::Transfer(args) => cluster::transfer(args, &context).await,
+        Verb::Shard(args) => shard::run(args, &context).await,
         Verb::Health(args) => cluster::health(args, &context).await,
         Verb::Bench(args) => bench::run(args, &context).await,
         Verb::Serve(args) => serve::run(*args).await,
@@ -204,6 +205,11 @@ mod tests {
             let name = verb.get_name();
             let example = help.is_some_and(|help| help.contains(&format!("quorate {name}")));
             assert!(example, "{name}");
+            for inner in verb.get_subcommands() {
+                let help = inner.get_after_help().map(ToString::to_string);
+                let words = format!("quorate {name} {}", inner.get_name());
+                assert!(help.is_some_and(|help| help.contains(&words)), "{words}");
+            }
         }
     }
 
