@@ -344,6 +344,144 @@ async fn a_scan_comes_in_portions_as_of_one_moment_and_stops_at_its_limit() {
     assert!(stamps.len() == 2 && stamps[0] == stamps[1]);
 }
 
+/// A cluster of the keys k00 to k29 in portions of ten, whose shards are cut before the pages given.
+fn cut_while_read(cuts: &[(u64, &str)]) -> (Cluster, ScanOptions) {
+    let cluster = Cluster::new();
+    for number in 0..30 {
+        cluster.store(format!("k{number:02}"), "v");
+    }
+    for (page, at) in cuts {
+        let at = Bytes::copy_from_slice(at.as_bytes());
+        let mut state = cluster.state();
+        state.cuts.entry(*page).or_default().push(at);
+    }
+    let mut options = ScanOptions::of(KeyRange::ALL);
+    options.page_keys = 10;
+    (cluster, options)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scan_over_shards_is_a_cut_of_each() {
+    let (cluster, options) = cut_while_read(&[]);
+    cluster.split("k15");
+    cluster.split("x");
+    let kv = all(&cluster);
+    for reverse in [false, true] {
+        let mut options = options.clone();
+        options.reverse = reverse;
+        let pages: Vec<_> = kv.scan(options).map(Result::unwrap).collect().await;
+        let shards = pages
+            .iter()
+            .map(|page| (page.answered.shard.0, page.items.len()));
+        let mut expected = [(1, 10), (1, 5), (2, 10), (2, 5), (3, 0)];
+        if reverse {
+            expected = [(3, 0), (2, 10), (2, 5), (1, 10), (1, 5)];
+        }
+        assert_eq!(shards.collect::<Vec<_>>(), expected);
+        for pair in pages.windows(2) {
+            let is_one_cut = pair[0].as_of == pair[1].as_of;
+            assert_eq!(is_one_cut, pair[0].answered.shard == pair[1].answered.shard);
+        }
+        assert!(pages[4].rest.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn batch_get_asks_each_shard_once_and_answers_in_the_order_asked() {
+    let cluster = Cluster::new();
+    cluster.split("m");
+    for key in ["a", "b", "x"] {
+        cluster.store(key, key);
+    }
+    cluster.state().leaders.insert(2, 3);
+    let kv = kv(&cluster, "n1:7400");
+    let keys = ["x", "a", "none", "b", "x"].map(Bytes::from);
+    for calls in ["n1 batch-get", "n1 status n3 batch-get n1 batch-get"] {
+        let found = kv.batch_get(keys.to_vec(), ReadOptions::default());
+        let found = found.await.unwrap();
+        let values = found.found.into_iter();
+        let values: Vec<_> = values.map(|found| found.map(|one| one.value)).collect();
+        let expected =
+            ["x", "a", "", "b", "x"].map(|value| (!value.is_empty()).then(|| value.into()));
+        assert_eq!(values, expected);
+        let mut shards: Vec<u64> = found.answered.iter().map(|one| one.shard.0).collect();
+        shards.sort_unstable();
+        assert_eq!(shards, [1, 2]);
+        assert_eq!(cluster.take_calls(), calls);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_split_each_half_is_asked_at_its_own_leader() {
+    let cluster = Cluster::new();
+    let kv = kv(&cluster, "n1:7400");
+    for _ in 0..2 {
+        put(&kv, "x").await.unwrap();
+    }
+    cluster.take_calls();
+    cluster.split("m");
+    cluster.state().leaders.insert(2, 3);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for _ in 0..3 {
+        put(&kv, "x").await.unwrap();
+    }
+    put(&kv, "a").await.unwrap();
+    let calls = "n1 write n1 status n3 write n3 write n1 write";
+    assert_eq!(cluster.take_calls(), calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_nodes_together_know_the_shards() {
+    let cluster = Cluster::new();
+    cluster.split("m");
+    cluster.split("c");
+    cluster.state().leaders.insert(3, 2);
+    let admin = Admin::new(sender(&cluster, "n1:7400"));
+    let shards = admin.shards(Duration::from_secs(1)).await.unwrap();
+    let seen = shards.iter().map(|view| (view.shard.id.0, view.leader));
+    let expected = [(1, 1), (3, 2), (2, 1)].map(|(id, leader)| (id, Some(NodeId(leader))));
+    assert_eq!(seen.collect::<Vec<_>>(), expected);
+    let (left, right) = admin
+        .split_shard(ShardId(2), "x".into(), None)
+        .await
+        .unwrap();
+    assert_eq!(left.range.end.as_deref(), Some(&b"x"[..]));
+    assert_eq!((right.id, right.range.end), (ShardId(4), None));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn whatever_splits_while_it_is_read_each_key_comes_once_and_in_order(
+        cuts in prop::collection::vec((0..8u64, 0..32u8), 0..12),
+        reverse: bool,
+        bounds in (0..32u8, 0..32u8),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let cuts: Vec<_> = cuts.into_iter().map(|(page, at)| (page, format!("k{at:02}"))).collect();
+        let cuts: Vec<_> = cuts.iter().map(|(page, at)| (*page, at.as_str())).collect();
+        let (cluster, mut options) = cut_while_read(&cuts);
+        let (start, end) = (bounds.0.min(bounds.1), bounds.0.max(bounds.1));
+        options.page_keys = 4;
+        options.reverse = reverse;
+        options.range = KeyRange {
+            start: format!("k{start:02}").into(),
+            end: (end < 31).then(|| format!("k{end:02}").into()),
+        };
+        let end = if end < 31 { end } else { 30 };
+        let mut expected: Vec<_> = (start..end).map(|number| format!("k{number:02}")).collect();
+        expected.truncate(expected.iter().filter(|key| key.as_str() < "k30").count());
+        if reverse {
+            expected.reverse();
+        }
+        prop_assert_eq!(runtime.block_on(scanned(&all(&cluster), options)), expected);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_scan_asks_for_the_next_portion_only_when_the_last_was_taken() {
     let cluster = Cluster::new();

@@ -203,7 +203,15 @@ async fn what_cannot_be_understood_exits_with_three_and_help_with_none() {
         &["delete"],
         &["delete", "a", "--prefix", "b"],
         &["scan", "--start", "b", "--end", "a"],
-        &["transfer", "shard"],
+        &["shard", "transfer-leader", "shard"],
+        &["shard", "split"],
+        &["shard", "split", "s1"],
+        &["shard", "split", "--at", "m"],
+        &["shard", "split", "s1", "--at", "m", "--count", "2"],
+        &["shard", "split", "--prefix", "p"],
+        &["shard", "split", "--prefix", "p", "--count", "1"],
+        &["shard", "split", "s0", "--at", "m"],
+        &["shard", "list", "--prefix", "x", "--hex"],
         &["bench", "write"],
         &["put", "a", "b", "--request-id", "00"],
         &["import", "/there/is/no/such/file"],
@@ -714,13 +722,173 @@ async fn health_asks_the_first_endpoint_alone() {
 #[tokio::test(start_paused = true)]
 async fn transfer_moves_the_leader() {
     let cluster = Cluster::new();
-    let said = typed(&cluster, &["transfer", "s1", "--to", "n2"]).await;
+    let words = ["shard", "transfer-leader", "s1", "--to", "n2"];
+    let said = typed(&cluster, &words).await;
     assert_eq!(
         (said.code, cluster.state().leader),
         (0, Some(2)),
         "{}",
         said.err
     );
+    assert_eq!(said.out(), "the leadership of s1 goes to n2\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_list_shows_shards_in_the_order_of_their_keys() {
+    let cluster = Cluster::new();
+    cluster.split("m");
+    cluster.split("c");
+    cluster.state().leaders.insert(2, 3);
+    let said = typed(&cluster, &["shard", "list"]).await;
+    assert_eq!(said.code, 0, "{}", said.err);
+    let lines = said.out().lines();
+    let rows: Vec<Vec<&str>> = lines
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0][..4], ["SHARD", "START", "END", "LEADER"]);
+    assert_eq!(rows[1][..4], ["s1", "-", "c", "n1"]);
+    assert_eq!(rows[2][..4], ["s3", "c", "m", "n1"]);
+    assert_eq!(rows[3][..4], ["s2", "m", "-", "n3"]);
+    let replicas = ["n1", "follower,", "n2", "follower,", "n3", "leader", "2.1"];
+    assert_eq!(rows[3][4..], replicas);
+
+    let words = ["shard", "list", "--prefix", "b", "-o", "json"];
+    let shards = typed(&cluster, &words).await.json()["shards"].clone();
+    let expected = json!([{
+        "shard": "s1", "start": "", "end": "c", "epoch": { "bounds": 3, "conf": 1 }, "leader": 1,
+        "replicas": [
+            { "replica": 11, "node": 1, "role": "leader" },
+            { "replica": 12, "node": 2, "role": "follower" },
+            { "replica": 13, "node": 3, "role": "follower" },
+        ],
+    }]);
+    assert_eq!(shards, expected);
+
+    cluster.state().down.insert(2);
+    let said = typed(&cluster, &["shard", "list"]).await;
+    assert!(said.out().contains("n2 silent") && said.err.starts_with("n2: "));
+}
+
+fn starts(cluster: &Cluster) -> Vec<String> {
+    let state = cluster.state();
+    let starts = state.shards.iter().map(|shard| &shard.range.start);
+    starts.map(|key| key.escape_ascii().to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_split_cuts_where_it_is_told_and_only_once() {
+    let cluster = Cluster::new();
+    let words = ["shard", "split", "s1", "--at", "m"];
+    let said = typed(&cluster, &words).await;
+    assert_eq!(
+        (said.code, said.out()),
+        (0, "s1 ends and s2 begins at m\n"),
+        "{}",
+        said.err
+    );
+    let again = typed(&cluster, &words).await;
+    let existed = "1 of the cuts were there already\n";
+    assert_eq!((again.code, again.out()), (0, existed));
+    let said = typed(&cluster, &["shard", "split", "s2", "--hex", "--at", "63"]).await;
+    assert_eq!(said.code, 3);
+    assert!(said.err.contains("that key is in s1, not in s2"));
+    assert_eq!(starts(&cluster), ["", "m"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_split_cuts_a_prefix_evenly_across_shards() {
+    let cluster = Cluster::new();
+    for at in ["p", "p\u{40}", "q"] {
+        cluster.split(at);
+    }
+    let words = ["shard", "split", "--prefix", "p", "--count", "4"];
+    let said = typed(&cluster, &[&words[..], &["-o", "json"]].concat()).await;
+    assert_eq!(said.code, 0, "{}", said.err);
+    let said = said.json();
+    assert_eq!(
+        (&said["cuts"].as_array().unwrap().len(), &said["existed"]),
+        (&2, &json!(1))
+    );
+    assert_eq!(said["cuts"][0]["right"]["end"], "q");
+    assert_eq!(starts(&cluster), ["", "p", "p@", "p\\x80", "p\\xc0", "q"]);
+    let again = typed(&cluster, &words).await;
+    assert_eq!(again.out(), "3 of the cuts were there already\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_whose_answer_is_lost_is_found_to_be_made() {
+    let cluster = Cluster::new();
+    // The first call to node 1 asks for the state of the cluster.
+    cluster.fault(1, Fault::Pass);
+    cluster.fault(1, Fault::LoseAnswer);
+    let said = typed(&cluster, &["shard", "split", "s1", "--at", "m"]).await;
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(starts(&cluster), ["", "m"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn scan_and_delete_go_over_all_shards() {
+    let cluster = Cluster::new();
+    for number in 0..2_500 {
+        cluster.store(format!("k{number:04}"), "v");
+    }
+    for at in ["k0300", "k0301", "k1800", "x"] {
+        cluster.split(at);
+    }
+    for words in [
+        &["scan", "--limit", "0", "--keys-only"][..],
+        &["scan", "--limit", "0", "--keys-only", "--reverse"],
+    ] {
+        let said = typed(&cluster, words).await;
+        let keys: Vec<&str> = said.out().lines().collect();
+        assert_eq!((keys.len(), said.err.as_str()), (2_500, ""), "{words:?}");
+        assert!(keys.is_sorted() || keys.iter().rev().is_sorted());
+    }
+    let said = typed(&cluster, &["delete", "--prefix", "k0"]).await;
+    assert_eq!(said.out(), "deleted 1000\n");
+    let said = typed(&cluster, &["delete", "--all"]).await;
+    assert_eq!(said.out(), "deleted 1500\n");
+}
+
+#[tokio::test]
+async fn an_import_writes_shard_by_shard_and_outlives_a_split() {
+    let cluster = Cluster::new();
+    cluster.split("k0500");
+    let all = lines(1_000).join("\n");
+    let words = ["import", "-"];
+    let said = typed_reading(&cluster, &words, all.as_bytes()).await;
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(cluster.state().data.len(), 1_000);
+    let writes = cluster.take_calls().matches("write").count();
+    assert!(writes < 700, "{writes} writes for 1000 records");
+
+    // Writes of what was one shard are refused, and their records stored one by one.
+    let splits = async {
+        for at in ["k0100", "k0200", "k0300", "k0400", "k0600", "k0700"] {
+            tokio::task::yield_now().await;
+            cluster.split(at);
+        }
+    };
+    let (said, ()) = tokio::join!(typed_reading(&cluster, &words, all.as_bytes()), splits);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(cluster.state().versions.len(), 2_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_export_has_every_key_once_whatever_splits_meanwhile() {
+    let cluster = Cluster::new();
+    for number in 0..4_500 {
+        cluster.store(format!("k{number:04}"), "v");
+    }
+    for (page, at) in [(1, "k0500"), (1, "k1700"), (2, "k1701"), (3, "k4000")] {
+        let mut state = cluster.state();
+        state.cuts.entry(page).or_default().push(at.into());
+    }
+    let said = typed(&cluster, &["export"]).await;
+    assert_eq!(said.code, 0, "{}", said.err);
+    let records = records_in(&said.out);
+    assert_eq!((records.len(), cluster.state().shards.len()), (4_500, 5));
+    assert!(records.is_sorted_by(|one, other| one < other));
 }
 
 #[tokio::test(start_paused = true)]

@@ -82,6 +82,7 @@ use quorate::wire::request::Scan;
 use quorate::wire::request::Service;
 use quorate::wire::request::ShardRoute;
 use quorate::wire::request::SnapshotHeader;
+use quorate::wire::request::SplitShard;
 use quorate::wire::request::StatusQuery;
 use quorate::wire::request::TakeLead;
 use quorate::wire::request::TransferLeader;
@@ -117,6 +118,8 @@ struct Fake {
     /// What is answered to questions for routes, one after the other; then always the same.
     routes: Mutex<VecDeque<Result<Response>>>,
     hanging: Notify,
+    /// The first key of the second shard, if there are two. Scans over both go forwards.
+    border: Mutex<Option<Bytes>>,
 }
 
 fn answered() -> Answered {
@@ -152,6 +155,22 @@ impl Fake {
     }
 
     fn page(&self, scan: &Scan) -> Page {
+        let border = self.border.lock().unwrap().clone();
+        let Some(border) = border.filter(|border| scan.range.start < *border) else {
+            return self.page_of_shard(scan);
+        };
+        let mut part = scan.clone();
+        part.range.end = Some(border.clone());
+        let page = self.page_of_shard(&part);
+        let start = page.rest.map_or(border, |rest| rest.start);
+        let end = scan.range.end.clone();
+        Page {
+            rest: Some(KeyRange { start, end }),
+            ..page
+        }
+    }
+
+    fn page_of_shard(&self, scan: &Scan) -> Page {
         self.pages.fetch_add(1, Ordering::SeqCst);
         let keys = self.keys.lock().unwrap();
         let inside = keys.iter().filter(|(key, _)| scan.range.contains(key));
@@ -189,6 +208,7 @@ impl Fake {
         }
         Page {
             items,
+            rest_as_of: rest.is_some().then(|| scan.as_of.unwrap_or(Timestamp(555))),
             rest,
             as_of: scan.as_of.unwrap_or(Timestamp(555)),
             answered: answered(),
@@ -240,12 +260,14 @@ impl Fake {
         Ok(match request {
             Request::Get(get) => Response::Get(found(&get.key), answered()),
             Request::BatchGet(batch) => {
-                Response::BatchGet(batch.keys.iter().map(found).collect(), answered())
+                let found = batch.keys.iter().map(found).collect();
+                Response::BatchGet(found, vec![answered(), answered()])
             }
             Request::Scan(scan) => Response::Scan(self.page(&scan)),
             Request::Write(write) => Response::Write(self.write(&write)?, answered()),
             Request::Status(_) => Response::Status(Box::new(node_status())),
             Request::TransferLeader(_) => Response::TransferLeader,
+            Request::SplitShard(split) => split_done(&split),
             Request::ReadPosition(_) => Response::ReadPosition(position(77).unwrap()),
             Request::Vote(_, request) => Response::Vote(VoteResponse {
                 vote: request.vote,
@@ -364,6 +386,23 @@ impl Service for FakeNode {
             Ok(snapshot.vote)
         }
         .boxed()
+    }
+}
+
+fn split_done(split: &SplitShard) -> Response {
+    let (left, right) = KeyRange::ALL.split_at(split.at.clone()).unwrap();
+    let half = |id, range| ShardDescriptor {
+        id,
+        range,
+        epoch: Epoch { conf: 3, bounds: 9 },
+        replicas: vec![Replica {
+            id: ReplicaId(4),
+            node: NodeId(2),
+        }],
+    };
+    Response::SplitShard {
+        left: half(split.shard, left),
+        right: half(ShardId(77), right),
     }
 }
 
@@ -720,6 +759,10 @@ fn one_of_each_request() -> Vec<Request> {
         Request::TransferLeader(TransferLeader {
             group: shard,
             to: Some(NodeId(3)),
+        }),
+        Request::SplitShard(SplitShard {
+            shard: ShardId(5),
+            at: key(),
         }),
         Request::ReadPosition(GroupId::Placement),
         Request::Vote(route(shard), ask),
@@ -1436,7 +1479,7 @@ async fn a_scan_is_one_cut_in_portions_and_goes_on_where_a_limit_ended_it() {
             let portions = scan(&node, request.clone()).await;
             seen.extend(keys(&portions).into_iter().map(<[u8]>::to_vec));
             let last = portions.last().unwrap();
-            request.as_of = last.as_of;
+            request.as_of = last.resume_as_of;
             request.range = last.resume.clone();
             if request.range.is_none() {
                 break;
@@ -1462,6 +1505,48 @@ async fn a_scan_is_one_cut_in_portions_and_goes_on_where_a_limit_ended_it() {
         ..Default::default()
     };
     assert_eq!(keys(&scan(&node, bytes).await).len(), 6, "of 16 bytes each");
+}
+
+#[tokio::test]
+async fn a_scan_goes_over_shards_cut_by_cut_and_one_cut_ends_with_its_shard() {
+    let node = start(IdentityCell::of(identity(2))).await;
+    fill(&node, 3_500, 10);
+    *node.fake.border.lock().unwrap() = Some("001500".into());
+    let all = scan(&node, v1::ScanRequest::default()).await;
+    let sizes = all.iter().map(|portion| portion.items.len());
+    assert_eq!(sizes.collect::<Vec<_>>(), [1_000, 500, 1_000, 1_000]);
+    assert!(keys(&all).is_sorted());
+    let goes_on = all.iter().map(|portion| portion.resume_as_of);
+    assert_eq!(goes_on.collect::<Vec<_>>(), [555, 0, 555, 0]);
+    let calls = node.fake.calls.lock().unwrap().clone();
+    let stamps = calls.iter().map(|call| match &call.request {
+        Request::Scan(scan) => scan.as_of,
+        other => panic!("{other:?}"),
+    });
+    let first = Some(Timestamp(555));
+    assert_eq!(stamps.collect::<Vec<_>>(), [None, first, None, first]);
+
+    let one_cut = v1::ScanRequest {
+        one_cut: true,
+        ..Default::default()
+    };
+    let portions = scan(&node, one_cut).await;
+    assert_eq!(keys(&portions).len(), 1_500);
+    let resume = portions[1].resume.clone().unwrap();
+    assert_eq!(
+        (&resume.start[..], portions[1].resume_as_of),
+        (&b"001500"[..], 0)
+    );
+    // A limit of bytes is one of the whole scan, not of each shard.
+    let bytes = v1::ScanRequest {
+        limit_bytes: 16 * 4,
+        range: Some(v1::KeyRange {
+            start: "001498".into(),
+            end: Bytes::new(),
+        }),
+        ..Default::default()
+    };
+    assert_eq!(keys(&scan(&node, bytes).await).len(), 4, "of 16 bytes each");
 }
 
 #[tokio::test]

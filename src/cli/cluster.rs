@@ -1,4 +1,4 @@
-//! The verbs about the cluster: status, transfer, health.
+//! The verbs about the cluster: status, health.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
-use crate::cli::text;
 use crate::client::Admin;
 use crate::client::Kv;
 use crate::client::admin::ClusterStatus;
@@ -194,7 +193,7 @@ fn print_status(
     Ok(())
 }
 
-/// An empty table, as all lists are printed.
+/// A table without lines, for people and for awk.
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
@@ -322,33 +321,6 @@ fn group_json(group: GroupId, view: &GroupView) -> Json {
         "term": view.term,
         "replicas": replicas.collect::<Vec<Json>>(),
     })
-}
-
-/// `quorate transfer`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Example:
-  quorate transfer s1 --to n2
-  quorate transfer placement")]
-pub struct TransferArgs {
-    /// The group: placement, or a shard such as s1
-    #[arg(value_parser = text::decode_group)]
-    group: GroupId,
-    /// The next leader; the present one chooses when not given
-    #[arg(long, value_name = "NODE", value_parser = text::decode_node)]
-    to: Option<NodeId>,
-}
-
-/// Hands a group's leadership over.
-pub async fn transfer(args: TransferArgs, context: &Context) -> Result<(), Failure> {
-    let TransferArgs { group, to } = args;
-    context.admin()?.transfer_leader(group, to, None).await?;
-    let object = json!({ "group": group.to_string(), "to": to.map(|node| node.0) });
-    let line = match to {
-        Some(node) => format!("the leadership of {group} goes to {node}"),
-        None => format!("the leadership of {group} goes to another node"),
-    };
-    context.print_result(object, &line)
 }
 
 /// `quorate health`.

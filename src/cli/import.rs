@@ -1,10 +1,12 @@
 //! `quorate import`: stores the records of a JSON Lines file.
 //!
 //! A file is read once before anything is written, so that a bad line is found while nothing has
-//! happened; standard input is refused at the bad line. Puts run beside each other, except that two
-//! records of one key are stored in the order of the file. Storing a record twice does no harm, so an
-//! import that stopped goes on at the first line that is not certainly stored.
+//! happened; standard input is refused at the bad line. Records of one shard share a write, and writes
+//! run beside each other, except that two records of one key are stored in the order of the file. Storing
+//! a record twice does no harm, so an import that stopped goes on at the first line that is not certainly
+//! stored.
 
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::io;
 use std::io::BufRead;
@@ -30,15 +32,29 @@ use crate::cli::records::Record;
 use crate::cli::text;
 use crate::client::Kv;
 use crate::client::kv::WriteOptions;
+use crate::error::Advice;
+use crate::error::Effect;
 use crate::error::Error;
 use crate::types::Key;
+use crate::types::KeyRange;
+use crate::types::request::Operation;
 
-/// For one record with all its attempts: longer than any failover, so that an import survives one.
+/// For one write with all its attempts: longer than any failover, so that an import survives one.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Records read but not yet sent. Full: reading waits.
 const RECORDS_WAITING_MAX: usize = 64;
 /// A rate is kept over this long: the timer is too coarse for single records.
 const RATE_WINDOW: Duration = Duration::from_millis(50);
+/// Records of one write: below what a write may have.
+const BATCH_RECORDS_MAX: usize = 128;
+/// Bytes of the lines of one write; one longer record is sent alone.
+const BATCH_BYTES_MAX: u64 = 256 * 1024;
+/// Writes at the same time. Full: records gather.
+const WRITES_MAX: usize = 64;
+/// Writes to one shard at the same time: one is on its way while the shard works on another.
+const WRITES_OF_A_SHARD_MAX: usize = 4;
+/// Bytes of the lines that are being stored. Full: no more are taken.
+const BUSY_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const BAD_LINES_SHOWN_MAX: usize = 10;
 
 /// `quorate import`.
@@ -55,8 +71,8 @@ Example:
 pub struct ImportArgs {
     /// The file; - reads standard input
     file: String,
-    /// Puts at the same time
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    /// Records being stored at the same time; those of one shard share writes
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
     in_flight: u64,
     /// Records per second at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -228,24 +244,110 @@ fn skip_line(source: &mut impl BufRead) -> io::Result<u64> {
     }
 }
 
-struct Stored {
-    line: u64,
+/// Records that one write stores: all of one shard, as far as is known.
+struct Batch {
+    /// The shard's keys; `None` where the shard is not known: then there is one record.
+    range: Option<KeyRange>,
+    entries: Vec<Entry>,
     bytes: u64,
-    key: Key,
-    result: Result<(), Error>,
+}
+
+/// A record with the place that it came from.
+struct Entry {
+    line: u64,
+    /// With the end of the line.
+    bytes: u64,
+    record: Record,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.range.is_none()
+            || self.entries.len() >= BATCH_RECORDS_MAX
+            || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    fn may_take(&self, key: &[u8]) -> bool {
+        let range = self.range.as_ref();
+        !self.is_full() && range.is_some_and(|range| range.contains(key))
+    }
+}
+
+/// What became of a batch. Behind a refused record nothing more of it was sent.
+struct Stored {
+    batch: Batch,
+    /// Of its entries, from the first on.
+    stored: usize,
+    refused: Option<Error>,
+}
+
+/// Stores a batch: by one write, or record by record where the keys turn out not to be of one shard,
+/// or where one bad record keeps the others from being stored.
+async fn store(kv: Kv, batch: Batch) -> Stored {
+    if batch.entries.len() > 1 {
+        let puts = batch.entries.iter().map(|entry| Operation::Put {
+            key: entry.record.key.clone(),
+            value: entry.record.value.clone(),
+        });
+        let written = kv.write(Vec::new(), puts.collect(), WriteOptions::default());
+        match written.await {
+            Ok(_) => {
+                return Stored {
+                    stored: batch.entries.len(),
+                    refused: None,
+                    batch,
+                };
+            }
+            Err(error) if is_for_all_together(&error) => {}
+            Err(error) => {
+                return Stored {
+                    stored: 0,
+                    refused: Some(error),
+                    batch,
+                };
+            }
+        }
+    }
+    let (mut stored, mut refused) = (0, None);
+    for entry in &batch.entries {
+        let Record { key, value } = entry.record.clone();
+        match kv.put(key, value, WriteOptions::default()).await {
+            Ok(_) => stored += 1,
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    Stored {
+        batch,
+        stored,
+        refused,
+    }
+}
+
+/// Whether records that were refused together, with nothing done, may be stored one by one.
+fn is_for_all_together(error: &Error) -> bool {
+    let advice = error.advice();
+    error.effect() == Effect::None && matches!(advice, Advice::Fix | Advice::Redirect(_))
 }
 
 struct Import<'a> {
     kv: Kv,
-    in_flight_max: usize,
+    records_max: usize,
     step: Duration,
-    /// When the next record may be sent.
+    /// When the next record may be taken.
     slot: Instant,
-    puts: FuturesUnordered<BoxFuture<'static, Stored>>,
+    /// Records that wait for their write.
+    gathered: Vec<Batch>,
+    writes: FuturesUnordered<BoxFuture<'static, Stored>>,
+    /// How many of the writes are for each shard, by its first key.
+    writes_of: BTreeMap<Key, usize>,
     /// Keys being stored, with their lines: a second record of such a key waits.
     busy: HashMap<Key, u64>,
-    /// The next record to send.
-    next: Option<(Item, Record)>,
+    busy_bytes: u64,
+    /// A record whose key is being stored.
+    next: Option<Entry>,
     /// The first line that is not certainly stored.
     resume: Option<u64>,
     last_line: u64,
@@ -260,11 +362,14 @@ impl<'a> Import<'a> {
             .map(|rate| Duration::from_secs(1).div_f64(rate as f64));
         Import {
             kv,
-            in_flight_max: usize::try_from(args.in_flight).unwrap_or(usize::MAX),
+            records_max: usize::try_from(args.in_flight).unwrap_or(usize::MAX),
             step: step.unwrap_or_default(),
             slot: Instant::now(),
-            puts: FuturesUnordered::new(),
+            gathered: Vec::new(),
+            writes: FuturesUnordered::new(),
+            writes_of: BTreeMap::new(),
             busy: HashMap::new(),
+            busy_bytes: 0,
             next: None,
             resume: None,
             last_line: args.from_line - 1,
@@ -279,18 +384,25 @@ impl<'a> Import<'a> {
         let mut ended = false;
         loop {
             let goes_on = self.stop.is_none();
-            let may_start = goes_on && self.may_start();
-            let may_take = goes_on && !ended && self.next.is_none();
-            if self.puts.is_empty() && !may_start && !may_take {
+            // What stands before a bad line is good.
+            if matches!(self.stop, None | Some(Stop::BadLine { .. })) {
+                self.start_what_may();
+            }
+            let may_take = goes_on && !ended && self.has_room();
+            if self.writes.is_empty() && !may_take {
                 return;
             }
+            let slot = self.slot;
+            let item = async {
+                tokio::time::sleep_until(slot).await;
+                items.recv().await
+            };
             // Cancel-safe: each branch only takes something out when it is chosen.
             tokio::select! {
                 biased;
                 Ok(()) = &mut interrupt, if goes_on => self.interrupt(),
-                Some(stored) = self.puts.next(), if !self.puts.is_empty() => self.note(stored),
-                () = tokio::time::sleep_until(self.slot), if may_start => self.start(),
-                item = items.recv(), if may_take => match item {
+                Some(stored) = self.writes.next(), if !self.writes.is_empty() => self.note(stored),
+                item = item, if may_take => match item {
                     Some(item) => self.take(item),
                     None => ended = true,
                 },
@@ -298,55 +410,116 @@ impl<'a> Import<'a> {
         }
     }
 
-    fn may_start(&self) -> bool {
-        let next = self.next.as_ref();
-        self.puts.len() < self.in_flight_max
-            && next.is_some_and(|(_, record)| !self.busy.contains_key(&record.key))
+    fn has_room(&self) -> bool {
+        self.next.is_none()
+            && self.busy.len() < self.records_max
+            && self.busy_bytes < BUSY_BYTES_MAX
     }
 
-    fn take(&mut self, mut item: Item) {
+    fn take(&mut self, item: Item) {
+        let now = Instant::now();
+        let oldest = now.checked_sub(RATE_WINDOW).unwrap_or(now);
+        self.slot = (self.slot + self.step).max(oldest);
         let line = item.line;
-        match std::mem::replace(&mut item.record, Err(String::new())) {
+        match item.record {
             Ok(record) => {
                 self.last_line = line;
-                self.next = Some((item, record));
+                let bytes = item.bytes;
+                self.gather(Entry {
+                    line,
+                    bytes,
+                    record,
+                });
             }
             Err(reason) => self.stop = Some(Stop::BadLine { line, reason }),
         }
     }
 
-    fn start(&mut self) {
-        let Some((item, record)) = self.next.take() else {
+    /// Puts a record to others of its shard, unless its key is being stored.
+    fn gather(&mut self, entry: Entry) {
+        let key = &entry.record.key;
+        if self.busy.contains_key(key) {
+            self.next = Some(entry);
             return;
-        };
-        let now = Instant::now();
-        let oldest = now.checked_sub(RATE_WINDOW).unwrap_or(now);
-        self.slot = (self.slot + self.step).max(oldest);
-        self.busy.insert(record.key.clone(), item.line);
-        let kv = self.kv.clone();
-        self.puts.push(Box::pin(async move {
-            let Record { key, value } = record;
-            let written = kv.put(key.clone(), value, WriteOptions::default()).await;
-            Stored {
-                line: item.line,
-                bytes: item.bytes,
-                key,
-                result: written.map(|_| ()),
+        }
+        self.busy.insert(key.clone(), entry.line);
+        self.busy_bytes += entry.bytes;
+        let mut gathered = self.gathered.iter();
+        let batch = match gathered.position(|batch| batch.may_take(key)) {
+            Some(place) => &mut self.gathered[place],
+            None => {
+                self.gathered.push(Batch {
+                    range: self.kv.shard_range(key),
+                    entries: Vec::new(),
+                    bytes: 0,
+                });
+                self.gathered.last_mut().expect("one was pushed")
             }
-        }));
+        };
+        batch.bytes += entry.bytes;
+        batch.entries.push(entry);
+    }
+
+    /// Sends what is full, and what is for a shard that has little to do. What comes meanwhile gathers:
+    /// the busier a shard is, the more records go into one write.
+    fn start_what_may(&mut self) {
+        while self.writes.len() < WRITES_MAX {
+            let may_start = |batch: &Batch| {
+                let shard = batch.range.as_ref();
+                let writes = shard.and_then(|range| self.writes_of.get(&range.start));
+                writes.copied().unwrap_or(0) < WRITES_OF_A_SHARD_MAX
+            };
+            let Some(place) = self.gathered.iter().position(may_start) else {
+                return;
+            };
+            let batch = self.gathered.remove(place);
+            if let Some(range) = &batch.range {
+                *self.writes_of.entry(range.start.clone()).or_default() += 1;
+            }
+            self.writes.push(Box::pin(store(self.kv.clone(), batch)));
+        }
     }
 
     fn note(&mut self, stored: Stored) {
-        self.busy.remove(&stored.key);
-        let Err(error) = stored.result else {
-            self.progress.advance(1, stored.bytes);
+        let Stored {
+            batch,
+            stored,
+            refused,
+        } = stored;
+        self.note_end_of_write(&batch);
+        for entry in &batch.entries {
+            self.busy.remove(&entry.record.key);
+            self.busy_bytes -= entry.bytes;
+        }
+        let (done, left) = batch.entries.split_at(stored);
+        let bytes = done.iter().map(|entry| entry.bytes);
+        self.progress.advance(done.len() as u64, bytes.sum());
+        if let (Some(error), Some(entry)) = (refused, left.first()) {
+            self.refuse(entry, error);
+        }
+        if let Some(next) = self.next.take() {
+            self.gather(next);
+        }
+    }
+
+    fn note_end_of_write(&mut self, batch: &Batch) {
+        let Some(range) = &batch.range else {
             return;
         };
-        self.resume_at(stored.line);
+        if let Some(writes) = self.writes_of.get_mut(&range.start) {
+            *writes -= 1;
+            if *writes == 0 {
+                self.writes_of.remove(&range.start);
+            }
+        }
+    }
+
+    fn refuse(&mut self, entry: &Entry, error: Error) {
+        self.resume_at(entry.line);
         if self.stop.is_none() {
             self.stop = Some(Stop::Refused {
-                line: stored.line,
-                key: stored.key,
+                line: entry.line,
+                key: entry.record.key.clone(),
                 error,
             });
         }
@@ -355,7 +528,7 @@ impl<'a> Import<'a> {
     /// Nobody waits for what is under way: it goes on there.
     fn interrupt(&mut self) {
         self.stop = Some(Stop::Interrupted);
-        self.puts.clear();
+        self.writes.clear();
         if let Some(first) = self.busy.values().min().copied() {
             self.resume_at(first);
         }
@@ -374,7 +547,8 @@ impl<'a> Import<'a> {
             });
             return context.print_result(object, &self.progress.summary());
         };
-        let unsent = self.next.take().map(|(item, _)| item.line);
+        let gathered = self.gathered.iter().flat_map(|batch| &batch.entries);
+        let unsent = gathered.chain(&self.next).map(|entry| entry.line).min();
         self.resume_at(unsent.unwrap_or(self.last_line + 1));
         let mut failure = match stop {
             Stop::BadLine { line, reason } => {

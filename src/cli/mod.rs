@@ -14,6 +14,7 @@ pub mod import;
 pub mod export;
 pub mod cluster;
 pub mod node;
+pub mod shard;
 pub mod load;
 pub mod bench;
 pub mod serve;
@@ -103,8 +104,8 @@ pub enum Verb {
     /// List the nodes of the cluster
     #[command(subcommand, after_help = "Example:\n  quorate node list")]
     Node(node::NodeVerb),
-    /// Hand the leadership of a group to another node
-    Transfer(cluster::TransferArgs),
+    /// List and split shards, and move their leaders
+    Shard(shard::ShardArgs),
     /// Ask the node on this machine whether it is ready: for container health checks
     Health(cluster::HealthArgs),
     /// Measure throughput and latency
@@ -136,7 +137,7 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
         Verb::Export(args) => export::run(args, &context).await,
         Verb::Status(args) => cluster::status(args, &context).await,
         Verb::Node(verb) => node::run(verb, &context).await,
-        Verb::Transfer(args) => cluster::transfer(args, &context).await,
+        Verb::Shard(args) => shard::run(args, &context).await,
         Verb::Health(args) => cluster::health(args, &context).await,
         Verb::Bench(args) => bench::run(args, &context).await,
         Verb::Serve(args) => serve::run(*args).await,
@@ -209,6 +210,11 @@ mod tests {
             let name = verb.get_name();
             let example = help.is_some_and(|help| help.contains(&format!("quorate {name}")));
             assert!(example, "{name}");
+            for inner in verb.get_subcommands() {
+                let help = inner.get_after_help().map(ToString::to_string);
+                let words = format!("quorate {name} {}", inner.get_name());
+                assert!(help.is_some_and(|help| help.contains(&words)), "{words}");
+            }
         }
     }
 

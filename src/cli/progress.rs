@@ -13,6 +13,7 @@ use crate::cli::world::World;
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const BAR: &str = "{elapsed_precise} [{bar:30}] {bytes}/{total_bytes} {msg}, {eta} left";
 const BAR_WITHOUT_END: &str = "{elapsed_precise} {spinner} {bytes} {msg}";
+const BAR_OF_STEPS: &str = "{elapsed_precise} [{bar:30}] {pos}/{len}, {eta} left";
 
 /// Counts what is done and shows it.
 pub struct Progress<'a> {
@@ -115,6 +116,60 @@ impl<'a> Progress<'a> {
     }
 }
 
+/// Counts steps of which it is known how many there are.
+pub struct Steps<'a> {
+    world: &'a World,
+    /// What a step is, as in `cut`.
+    done_verb: &'static str,
+    bar: Option<ProgressBar>,
+    total: u64,
+    done: u64,
+    shown: Instant,
+}
+
+impl<'a> Steps<'a> {
+    /// Starts counting up to `total`.
+    pub fn start(world: &'a World, done_verb: &'static str, total: u64) -> Self {
+        let bar = || {
+            let style = ProgressStyle::with_template(BAR_OF_STEPS);
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total).with_style(style)
+        };
+        Steps {
+            world,
+            done_verb,
+            bar: world.stderr_is_terminal.then(bar),
+            total,
+            done: 0,
+            shown: Instant::now(),
+        }
+    }
+
+    /// Counts one step that is done, and shows it if it is time.
+    pub fn advance(&mut self) {
+        self.done += 1;
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done);
+        } else if self.shown.elapsed() >= LINE_INTERVAL {
+            self.shown = Instant::now();
+            let Steps {
+                done_verb,
+                done,
+                total,
+                ..
+            } = self;
+            self.world.tell(format!("{done_verb} {done} of {total}"));
+        }
+    }
+
+    /// Takes the bar away, so that something else can be said.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn bar(bytes_total: Option<u64>) -> ProgressBar {
     let (bar, template) = match bytes_total {
         Some(total) => (ProgressBar::new(total), BAR),
@@ -130,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_understood() {
-        for template in [BAR, BAR_WITHOUT_END] {
+        for template in [BAR, BAR_WITHOUT_END, BAR_OF_STEPS] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

@@ -82,10 +82,17 @@ pub fn decode_group(text: &str) -> Result<GroupId, String> {
     if text == "placement" {
         return Ok(GroupId::Placement);
     }
+    let shard = decode_shard(text).map(GroupId::Shard);
+    shard.map_err(|_| format!("{text:?} is no group: use placement, or a shard such as s1"))
+}
+
+/// `s1` or `1`.
+pub fn decode_shard(text: &str) -> Result<ShardId, String> {
     let number = text.strip_prefix('s').unwrap_or(text).parse();
-    number
-        .map(|number| GroupId::Shard(ShardId(number)))
-        .map_err(|_| format!("{text:?} is no group: use placement, or a shard such as s1"))
+    match number {
+        Ok(0) | Err(_) => Err(format!("{text:?} is no shard: use its id, such as s1")),
+        Ok(number) => Ok(ShardId(number)),
+    }
 }
 
 /// `n1` or `1`.

@@ -7,14 +7,21 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use crate::client::sender::Sender;
+use crate::client::shards::Shards;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::GroupId;
+use crate::types::Key;
 use crate::types::NodeId;
+use crate::types::ShardId;
 use crate::types::node::Member;
+use crate::types::shard::Replica;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
+use crate::wire::request::SplitShard;
 use crate::wire::request::StatusQuery;
 use crate::wire::request::TransferLeader;
 
@@ -27,6 +34,68 @@ pub struct ClusterStatus {
     pub silent: BTreeMap<NodeId, (Member, Error)>,
     /// Addresses given by the caller at which nobody answered, and why.
     pub unreachable: BTreeMap<String, Error>,
+}
+
+/// One shard as all nodes together see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShardView {
+    /// As the node that knows the newest epoch has it.
+    pub shard: ShardDescriptor,
+    /// The node that leads, in the newest term that anyone knows.
+    pub leader: Option<NodeId>,
+    /// Its copies, in the order of the descriptor.
+    pub replicas: Vec<ReplicaView>,
+}
+
+/// One copy of a shard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReplicaView {
+    /// The copy and its node.
+    pub replica: Replica,
+    /// What it does, as in [`GroupStatus::role`]; `None` when its node says nothing of it.
+    pub role: Option<String>,
+}
+
+impl ClusterStatus {
+    /// Every shard of which a node has told, in the order of their keys. Nodes that are late do not
+    /// count against newer ones. There are gaps where no node has told.
+    pub fn shards(&self) -> Vec<ShardView> {
+        let mut shards = Shards::default();
+        let groups = self.nodes.values().flat_map(|node| &node.groups);
+        for shard in groups.filter_map(|group| group.shard.clone()) {
+            shards.learn(shard);
+        }
+        shards.iter().map(|shard| self.view_of(shard)).collect()
+    }
+
+    fn view_of(&self, shard: &ShardDescriptor) -> ShardView {
+        let replicas = shard.replicas.iter().map(|replica| ReplicaView {
+            replica: *replica,
+            role: self.role_of(shard.id, *replica),
+        });
+        ShardView {
+            leader: self.leader_of(GroupId::Shard(shard.id)),
+            replicas: replicas.collect(),
+            shard: shard.clone(),
+        }
+    }
+
+    fn role_of(&self, shard: ShardId, replica: Replica) -> Option<String> {
+        let mut groups = self.nodes.get(&replica.node)?.groups.iter();
+        let is_it = |group: &&GroupStatus| {
+            group.group == GroupId::Shard(shard) && group.replica == replica.id
+        };
+        Some(groups.find(is_it)?.role.clone())
+    }
+
+    /// Only the newest term counts: a leader that was cut off does not know yet that it is none any more.
+    fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        let groups = self.nodes.values().flat_map(|node| &node.groups);
+        let seen: Vec<&GroupStatus> = groups.filter(|seen| seen.group == group).collect();
+        let term = seen.iter().map(|seen| seen.term).max()?;
+        let mut newest = seen.iter().filter(|seen| seen.term == term);
+        newest.find_map(|seen| seen.leader)
+    }
 }
 
 /// The cluster as such. Cloning shares connections and routes.
@@ -123,6 +192,34 @@ impl Admin {
         let request = Request::TransferLeader(TransferLeader { group, to });
         match self.sender.send(request, deadline).await? {
             Response::TransferLeader => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Every shard of which a node tells within `each`, in the order of their keys: see
+    /// [`ClusterStatus::shards`]. Cancel-safe.
+    ///
+    /// # Errors
+    /// The first error when nobody at all answers.
+    pub async fn shards(&self, each: Duration) -> Result<Vec<ShardView>> {
+        Ok(self.cluster(each).await?.shards())
+    }
+
+    /// Cuts a shard in two at `at`, the first key of the right half, and gives the left and the right
+    /// half. After an error the cut may have been made all the same: look at [`Admin::shards`]. May
+    /// have happened when dropped.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the key is not inside the shard, or its first.
+    pub async fn split_shard(
+        &self,
+        shard: ShardId,
+        at: Key,
+        deadline: Option<Duration>,
+    ) -> Result<(ShardDescriptor, ShardDescriptor)> {
+        let request = Request::SplitShard(SplitShard { shard, at });
+        match self.sender.send(request, deadline).await? {
+            Response::SplitShard { left, right } => Ok((left, right)),
             other => Err(unexpected(&other)),
         }
     }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::try_join_all;
 use futures::stream::BoxStream;
 use futures::stream::StreamExt;
 
+use crate::client::gather::Gather;
 use crate::client::sender::Sender;
 use crate::error::Error;
 use crate::error::Result;
@@ -91,6 +93,15 @@ pub struct Found<T> {
     pub answered: Answered,
 }
 
+/// What several keys held, and for each part that was read as of one moment by whom and when.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundAll {
+    /// In the order asked.
+    pub found: Vec<Option<Versioned>>,
+    /// One for each part. More than one means several shards: together they are no cut.
+    pub answered: Vec<Answered>,
+}
+
 /// How a write ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
@@ -156,20 +167,35 @@ impl Kv {
         }
     }
 
-    /// Several keys as of one moment, in the order asked. Cancel-safe.
-    pub async fn batch_get(
-        &self,
-        keys: Vec<Key>,
-        options: ReadOptions,
-    ) -> Result<Found<Vec<Option<Versioned>>>> {
-        let request = Request::BatchGet(BatchGet {
-            keys,
-            read: options.read,
+    /// Several keys, in the order asked: each shard is asked once, all beside each other, and answers
+    /// as of one moment of it. Cancel-safe.
+    ///
+    /// # Errors
+    /// The first of any shard; then nothing is returned.
+    pub async fn batch_get(&self, keys: Vec<Key>, options: ReadOptions) -> Result<FoundAll> {
+        let read = options.read;
+        self.sender.prepare(options.deadline).await;
+        let mut gather = Gather::new(BatchGet { keys, read });
+        // What is not known here is asked of one node, which knows more.
+        let parts = gather.parts(|key| self.sender.range_with(key));
+        let asked = parts.iter().map(|part| {
+            let request = Request::BatchGet(part.get.clone());
+            self.sender.send(request, options.deadline)
         });
-        match self.sender.send(request, options.deadline).await? {
-            Response::BatchGet(found, answered) => Ok(Found { found, answered }),
-            other => Err(unexpected("batch get", &other)),
+        for (part, answer) in parts.iter().zip(try_join_all(asked).await?) {
+            match answer {
+                Response::BatchGet(found, answered) => gather.take(part, found, answered)?,
+                other => return Err(unexpected("batch get", &other)),
+            }
         }
+        let (found, answered) = gather.end();
+        Ok(FoundAll { found, answered })
+    }
+
+    /// The range of the shard that holds `key`, if this client has heard of it. A hint: writes of keys
+    /// in one range are likely to be of one shard.
+    pub fn shard_range(&self, key: &[u8]) -> Option<KeyRange> {
+        self.sender.range_with(key)
     }
 
     /// Stores a value. May have happened when dropped.
@@ -224,8 +250,9 @@ impl Kv {
         })
     }
 
-    /// Removes up to `limit` keys from the start of a range: one portion, one write. The next portion
-    /// starts at `resume`, under a new identity. May have happened when dropped.
+    /// Removes up to `limit` keys from the start of a range: one portion, one write, of one shard. The
+    /// next portion starts at `resume`, under a new identity, until there is no `resume`. May have
+    /// happened when dropped.
     pub async fn delete_range(
         &self,
         range: KeyRange,
@@ -252,8 +279,9 @@ impl Kv {
     }
 
     /// A range in order of keys, portion by portion; the next one is asked for when the last was
-    /// taken, so memory holds one. All portions are as of one moment of their shard. After an error the
-    /// stream ends; the keys before it are complete.
+    /// taken, so memory holds one. The portions of one shard are as of one moment of it; the next shard
+    /// begins a new one. A key that was there all the time comes once, whatever splits meanwhile. After
+    /// an error the stream ends; the keys before it are complete.
     pub fn scan(&self, scan: ScanOptions) -> BoxStream<'static, Result<Page>> {
         let state = Some(ScanState {
             kv: self.clone(),
@@ -319,7 +347,7 @@ impl ScanState {
             Response::Scan(page) => page,
             other => return Err(unexpected("scan", &other)),
         };
-        self.as_of = Some(page.as_of);
+        self.as_of = page.rest_as_of;
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(page.items.len() as u64);
         }

@@ -7,7 +7,9 @@
 
 pub mod ids;
 pub mod retry;
+pub mod shards;
 pub mod routes;
+pub mod gather;
 pub mod sender;
 pub mod kv;
 pub mod admin;

@@ -6,8 +6,11 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 
+use crate::client::shards::Shards;
 use crate::types::GroupId;
+use crate::types::KeyRange;
 use crate::types::NodeId;
+use crate::types::key::Anchor;
 use crate::types::request::Answered;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::NodeStatus;
@@ -24,15 +27,16 @@ pub struct Routes {
     /// Index into the endpoints, then the learned addresses.
     current: usize,
     learned: BTreeMap<NodeId, String>,
-    groups: HashMap<GroupId, KnownGroup>,
+    shards: Shards,
+    leads: HashMap<GroupId, Lead>,
     avoided: HashMap<String, Avoided>,
 }
 
+/// Who leads a group, as the newest term heard of has it.
 #[derive(Debug, Default)]
-struct KnownGroup {
+struct Lead {
     term: u64,
     leader: Option<NodeId>,
-    shard: Option<ShardDescriptor>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +55,8 @@ impl Routes {
             endpoints,
             current,
             learned: BTreeMap::new(),
-            groups: HashMap::new(),
+            shards: Shards::default(),
+            leads: HashMap::new(),
             avoided: HashMap::new(),
         }
     }
@@ -90,18 +95,27 @@ impl Routes {
         self.learned.get(&node).cloned()
     }
 
-    /// The address of the leader of the shard that holds `key`, if known and not being avoided.
-    pub fn leader_for(&self, key: &[u8], now_ms: u64) -> Option<String> {
-        let group = self.groups.values().find(|group| {
-            let shard = group.shard.as_ref();
-            shard.is_some_and(|shard| shard.range.contains(key))
-        })?;
-        self.usable(group.leader?, now_ms)
+    /// The shard at a place in the order of keys, if known.
+    pub fn shard_at(&self, anchor: Anchor<'_>) -> Option<&ShardDescriptor> {
+        self.shards.at(anchor)
+    }
+
+    /// The range of the shard that holds `key`, if known.
+    pub fn range_with(&self, key: &[u8]) -> Option<KeyRange> {
+        let shard = self.shard_at(Anchor::At(key))?;
+        Some(shard.range.clone())
+    }
+
+    /// The address of the leader of the shard at a place in the order of keys, if known and not being
+    /// avoided.
+    pub fn leader_at(&self, anchor: Anchor<'_>, now_ms: u64) -> Option<String> {
+        let shard = self.shard_at(anchor)?;
+        self.leader_of(GroupId::Shard(shard.id), now_ms)
     }
 
     /// The address of a group's leader, if known and not being avoided.
     pub fn leader_of(&self, group: GroupId, now_ms: u64) -> Option<String> {
-        self.usable(self.groups.get(&group)?.leader?, now_ms)
+        self.usable(self.leads.get(&group)?.leader?, now_ms)
     }
 
     fn usable(&self, node: NodeId, now_ms: u64) -> Option<String> {
@@ -121,40 +135,42 @@ impl Routes {
         let own = &status.member;
         self.learned.insert(own.id, own.client_address.clone());
         for seen in &status.groups {
-            let known = self.groups.entry(seen.group).or_default();
-            if seen.term < known.term {
-                continue;
+            if let Some(shard) = &seen.shard {
+                self.learn(shard.clone());
             }
-            known.term = seen.term;
-            known.leader = seen.leader.or(known.leader);
-            known.shard = seen.shard.clone().or(known.shard.take());
+            let known = self.leads.entry(seen.group).or_default();
+            if seen.term >= known.term {
+                known.term = seen.term;
+                known.leader = seen.leader.or(known.leader);
+            }
         }
+    }
+
+    /// Learns a shard, unless what is known is newer.
+    pub fn learn(&mut self, shard: ShardDescriptor) {
+        self.shards.learn(shard);
     }
 
     /// Learns from an answer who leads. False when the answering replica is not known: then a status
     /// would tell.
     pub fn answered(&mut self, answered: &Answered) -> bool {
-        let group = GroupId::Shard(answered.shard);
-        let Some(known) = self.groups.get_mut(&group) else {
-            return false;
-        };
-        let shard = known.shard.as_ref();
-        let replica = shard.and_then(|shard| {
+        let replica = self.shards.get(answered.shard).and_then(|shard| {
             let mut replicas = shard.replicas.iter();
             replicas.find(|replica| replica.id == answered.replica)
         });
-        let Some(replica) = replica else {
+        let Some(node) = replica.map(|replica| replica.node) else {
             return false;
         };
         if answered.leader {
-            known.leader = Some(replica.node);
+            let group = GroupId::Shard(answered.shard);
+            self.leads.entry(group).or_default().leader = Some(node);
         }
         true
     }
 
     /// Learns from a refusal who leads.
     pub fn redirected(&mut self, group: GroupId, leader: Option<NodeId>) {
-        self.groups.entry(group).or_default().leader = leader;
+        self.leads.entry(group).or_default().leader = leader;
     }
 
     /// Notes that nobody answered at `address`, or not usefully.
@@ -276,7 +292,7 @@ mod tests {
         let mut routes = routes();
         assert!(!routes.answered(&answered(13, true)), "nothing known yet");
         routes.observe(&status(1, Some(2)));
-        assert_eq!(routes.leader_for(b"k", 0).unwrap(), "n2:7400");
+        assert_eq!(routes.leader_at(Anchor::At(b"k"), 0).unwrap(), "n2:7400");
         assert!(routes.answered(&answered(11, false)));
         assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n2:7400");
         assert!(routes.answered(&answered(13, true)));
@@ -284,6 +300,38 @@ mod tests {
         routes.redirected(SHARD, Some(NodeId(1)));
         assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n1:7400");
         assert!(!routes.answered(&answered(99, true)), "a new replica");
+    }
+
+    #[test]
+    fn each_shard_has_its_leader_and_a_split_is_learned_whole() {
+        let mut routes = routes();
+        let before = status(3, Some(1));
+        routes.observe(&before);
+        let whole = before.groups[0].shard.clone().unwrap();
+        let (left, right) = whole.range.split_at("m".into()).unwrap();
+        let half = |id, range| ShardDescriptor {
+            id: ShardId(id),
+            range,
+            epoch: Epoch { conf: 0, bounds: 1 },
+            replicas: whole.replicas.clone(),
+        };
+        let mut after = status(3, Some(1));
+        after.groups[0].shard = Some(half(1, left));
+        after.groups.push(GroupStatus {
+            group: GroupId::Shard(ShardId(2)),
+            leader: Some(NodeId(3)),
+            shard: Some(half(2, right.clone())),
+            ..after.groups[0].clone()
+        });
+        routes.observe(&after);
+        let leader = |routes: &Routes, anchor| routes.leader_at(anchor, 0).unwrap();
+        // Heard late: the shard as it was.
+        routes.observe(&before);
+        assert_eq!(leader(&routes, Anchor::At(b"a")), "n1:7400");
+        assert_eq!(leader(&routes, Anchor::At(b"m")), "n3:7400");
+        assert_eq!(leader(&routes, Anchor::Before(Some(b"m"))), "n1:7400");
+        assert_eq!(leader(&routes, Anchor::Before(None)), "n3:7400");
+        assert_eq!(routes.range_with(b"x"), Some(right));
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Carries one request to its end: attempts it at one node after another, under one identity, until an
 //! answer that is final or the deadline. Where and when is decided by [`retry`] and [`Routes`].
 
+use std::slice;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::types::ClusterId;
 use crate::types::GroupId;
-use crate::types::Key;
+use crate::types::KeyRange;
 use crate::types::RequestId;
 use crate::types::request::Answered;
 use crate::types::request::ReadKind;
@@ -69,9 +68,9 @@ pub struct Sender {
     ids: Arc<RequestIds>,
     started: Instant,
     routes: Mutex<Routes>,
-    /// An answer came from a replica that the routes do not know. The next request asks first: the
-    /// one that is answered already is not held up, and a client with one request never asks.
-    wants_status: AtomicBool,
+    /// Where an answer came from of a replica that the routes do not know. The next request asks there
+    /// first: the one that is answered already is not held up, and a client with one request never asks.
+    knows_more: Mutex<Option<String>>,
     last_learned_ms: Mutex<Option<u64>>,
 }
 
@@ -93,7 +92,7 @@ impl Sender {
             ids,
             started: Instant::now(),
             routes: Mutex::new(routes),
-            wants_status: AtomicBool::new(false),
+            knows_more: Mutex::new(None),
             last_learned_ms: Mutex::new(None),
         })
     }
@@ -101,6 +100,18 @@ impl Sender {
     /// The source of identities.
     pub fn ids(&self) -> &RequestIds {
         &self.ids
+    }
+
+    /// The range of the shard that holds `key`, if this client has heard of it. A hint.
+    pub fn range_with(&self, key: &[u8]) -> Option<KeyRange> {
+        self.with_routes(|routes| routes.range_with(key))
+    }
+
+    /// Before a request is made to fit the shards: learns where they are, if the last answers have shown
+    /// that this is not known well. Cancel-safe.
+    pub async fn prepare(&self, deadline: Option<Duration>) {
+        let end = Instant::now() + deadline.unwrap_or(self.options.deadline);
+        self.refresh(end).await;
     }
 
     /// Every address known, those given first.
@@ -114,7 +125,7 @@ impl Sender {
     /// Cancel-safe, but a write that is dropped may have happened.
     pub async fn send(&self, request: Request, deadline: Option<Duration>) -> Result<Response> {
         let end = Instant::now() + deadline.unwrap_or(self.options.deadline);
-        self.learn_if_wanted(end).await;
+        self.refresh(end).await;
         let write = write_id(&request);
         let mut address = self.first_address(&request);
         let mut attempts = 0;
@@ -185,10 +196,10 @@ impl Sender {
     fn first_address(&self, request: &Request) -> String {
         let now_ms = self.now_ms();
         self.with_routes(|routes| {
-            let leader = match wanted(request) {
-                Wanted::LeaderOfKey(key) => routes.leader_for(&key, now_ms),
-                Wanted::LeaderOf(group) => routes.leader_of(group, now_ms),
-                Wanted::Any => None,
+            let leader = match (group_of(request), request.anchor()) {
+                (Some(group), _) => routes.leader_of(group, now_ms),
+                (None, Some(anchor)) if !is_for_any(request) => routes.leader_at(anchor, now_ms),
+                (None, _) => None,
             };
             leader.unwrap_or_else(|| routes.entry())
         })
@@ -216,15 +227,16 @@ impl Sender {
         }
     }
 
-    async fn learn_if_wanted(&self, end: Instant) {
-        if !self.wants_status.swap(false, Ordering::Relaxed) || !self.may_learn_now() {
+    /// Learns where shards are, if an answer has shown that this is not known well, and if there is
+    /// time for it until `end`. Cancel-safe.
+    async fn refresh(&self, end: Instant) {
+        let Some(address) = lock(&self.knows_more).take() else {
             return;
+        };
+        let is_time = end.saturating_duration_since(Instant::now()) > LEARN_DEADLINE;
+        if self.may_learn_now() && is_time {
+            self.learn(&address).await;
         }
-        if end.saturating_duration_since(Instant::now()) <= LEARN_DEADLINE {
-            return;
-        }
-        let entry = self.with_routes(|routes| routes.entry());
-        self.learn(&entry).await;
     }
 
     fn may_learn_now(&self) -> bool {
@@ -257,13 +269,19 @@ impl Sender {
             if let Response::Status(status) = response {
                 routes.observe(status);
             }
-            answered(response).is_none_or(|answered| routes.answered(answered))
+            if let Response::SplitShard { left, right } = response {
+                routes.learn(left.clone());
+                routes.learn(right.clone());
+            }
+            // All are looked at: each teaches who leads, also behind one that is not known.
+            let answers = answered(response).iter();
+            answers.filter(|answer| !routes.answered(answer)).count() == 0
         });
-        if let Some(answered) = answered(response) {
+        for answered in answered(response) {
             self.ids.observe(answered.timestamp);
         }
         if !known {
-            self.wants_status.store(true, Ordering::Relaxed);
+            *lock(&self.knows_more) = Some(address.to_string());
         }
     }
 
@@ -282,11 +300,15 @@ impl Sender {
                     self.ids.observe_wall(id.wall_ms().saturating_sub(wait_ms));
                 }
             }
+            Error::StaleEpoch { current, .. } => self.with_routes(|routes| {
+                for shard in current {
+                    routes.learn(shard.clone());
+                }
+            }),
             Error::Invalid { .. }
             | Error::Overloaded { .. }
             | Error::NoSpace { .. }
             | Error::TooLateToKnow { .. }
-            | Error::StaleEpoch { .. }
             | Error::Spanning { .. }
             | Error::WrongCluster { .. }
             | Error::WrongNode { .. }
@@ -309,37 +331,51 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-enum Wanted {
-    LeaderOfKey(Key),
-    LeaderOf(GroupId),
-    Any,
-}
-
-fn wanted(request: &Request) -> Wanted {
-    let (key, read) = match request {
-        Request::Write(write) => return Wanted::LeaderOfKey(write.first_key().clone()),
-        Request::TransferLeader(transfer) => return Wanted::LeaderOf(transfer.group),
-        Request::ReadPosition(group) => return Wanted::LeaderOf(*group),
-        Request::Get(get) => (get.key.clone(), get.read),
-        Request::BatchGet(get) => (get.keys.first().cloned().unwrap_or_default(), get.read),
-        Request::Scan(scan) => (scan.range.start.clone(), scan.read),
-        Request::Status(_)
+/// The group that a request names; shards that are found by a key are found by the routes.
+fn group_of(request: &Request) -> Option<GroupId> {
+    match request {
+        Request::TransferLeader(transfer) => Some(transfer.group),
+        Request::SplitShard(split) => Some(GroupId::Shard(split.shard)),
+        Request::ReadPosition(group) => Some(*group),
+        Request::Get(_)
+        | Request::BatchGet(_)
+        | Request::Scan(_)
+        | Request::Write(_)
+        | Request::Status(_)
         | Request::Vote(..)
         | Request::Append(..)
         | Request::TakeLead(..)
         | Request::Form(_)
         | Request::Join(_)
-        | Request::Routes(_) => return Wanted::Any,
-        Request::Placement(_) | Request::Report(_) => {
-            return Wanted::LeaderOf(GroupId::Placement);
-        }
+        | Request::Routes(_)
         // Any node knows as much.
-        Request::Locate(_) => return Wanted::Any,
-    };
-    match read {
-        ReadKind::Linearizable => Wanted::LeaderOfKey(key),
-        ReadKind::Follower => Wanted::Any,
+        | Request::Locate(_) => None,
+        Request::Placement(_) | Request::Report(_) => Some(GroupId::Placement),
     }
+}
+
+/// Whether any replica answers as well as the leader.
+fn is_for_any(request: &Request) -> bool {
+    let read = match request {
+        Request::Get(get) => get.read,
+        Request::BatchGet(get) => get.read,
+        Request::Scan(scan) => scan.read,
+        Request::Write(_)
+        | Request::Status(_)
+        | Request::TransferLeader(_)
+        | Request::SplitShard(_)
+        | Request::ReadPosition(_)
+        | Request::Vote(..)
+        | Request::Append(..)
+        | Request::TakeLead(..)
+        | Request::Form(_)
+        | Request::Join(_)
+        | Request::Placement(_)
+        | Request::Report(_)
+        | Request::Locate(_)
+        | Request::Routes(_) => ReadKind::Linearizable,
+    };
+    read == ReadKind::Follower
 }
 
 fn write_id(request: &Request) -> Option<RequestId> {
@@ -349,14 +385,15 @@ fn write_id(request: &Request) -> Option<RequestId> {
     }
 }
 
-fn answered(response: &Response) -> Option<&Answered> {
+/// Who answered; several where several shards were asked.
+fn answered(response: &Response) -> &[Answered] {
     match response {
-        Response::Get(_, answered)
-        | Response::BatchGet(_, answered)
-        | Response::Write(_, answered) => Some(answered),
-        Response::Scan(page) => Some(&page.answered),
+        Response::Get(_, answered) | Response::Write(_, answered) => slice::from_ref(answered),
+        Response::BatchGet(_, answered) => answered,
+        Response::Scan(page) => slice::from_ref(&page.answered),
         Response::Status(_)
         | Response::TransferLeader
+        | Response::SplitShard { .. }
         | Response::ReadPosition(_)
         | Response::Vote(_)
         | Response::Append(_)
@@ -366,7 +403,7 @@ fn answered(response: &Response) -> Option<&Answered> {
         | Response::Placement(_)
         | Response::Report(_)
         | Response::Locate(_)
-        | Response::Routes(..) => None,
+        | Response::Routes(..) => &[],
     }
 }
 

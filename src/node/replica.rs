@@ -186,6 +186,7 @@ impl Replica {
         let answered = self.answered(read.as_of);
         Ok(Page {
             items: read.value.items,
+            rest_as_of: read.value.rest.is_some().then_some(read.as_of),
             rest: read.value.rest,
             as_of: read.as_of,
             answered,

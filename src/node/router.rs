@@ -89,7 +89,7 @@ impl Router {
 
     /// Whom to ask for a key, or for the first shard if it is empty; not this node. Asks the others
     /// when nothing is known, for half a second at most. Cancel-safe.
-    pub async fn target(&self, key: &Key, until: Instant) -> Result<Target> {
+    pub async fn target(&self, key: &[u8], until: Instant) -> Result<Target> {
         if let Some(target) = self.known_target(key) {
             return Ok(target);
         }
@@ -148,19 +148,19 @@ impl Router {
         }
     }
 
-    fn known_target(&self, key: &Key) -> Option<Target> {
+    fn known_target(&self, key: &[u8]) -> Option<Target> {
         self.with_routes(|routes| routes.target(key, self.me.node))
     }
 
     /// Asks all members at once and learns from every answer, until all have come or soon after the
     /// first one that helps.
-    async fn ask_all(&self, key: &Key, until: Instant) {
+    async fn ask_all(&self, key: &[u8], until: Instant) {
         let others = self.members.list().into_iter();
         let others = others.filter(|member| member.id != self.me.node);
         let mut answers: FuturesUnordered<_> = others
             .map(|member| {
                 let call = Call {
-                    request: Request::Locate(key.clone()),
+                    request: Request::Locate(Key::copy_from_slice(key)),
                     deadline: until.saturating_duration_since(Instant::now()),
                     forwarded: true,
                     cluster: Some(self.me.cluster),

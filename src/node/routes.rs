@@ -105,9 +105,13 @@ impl Routes {
             } if *of == group && *leader != target.node => {
                 self.lead(target.shard, Some(*leader));
             }
-            Error::StaleEpoch { .. } | Error::NotFound { .. } | Error::WrongNode { .. } => {
+            Error::StaleEpoch { current, .. } => {
                 self.forget(target.shard);
+                for shard in current {
+                    self.learn(shard.clone(), None);
+                }
             }
+            Error::NotFound { .. } | Error::WrongNode { .. } => self.forget(target.shard),
             Error::NotLeader { .. }
             | Error::Unavailable { .. }
             | Error::Timeout { .. }
@@ -123,6 +127,7 @@ impl Routes {
             | Error::NoSpace { .. }
             | Error::ClockAhead { .. }
             | Error::TooLateToKnow { .. }
+            | Error::Spanning { .. }
             | Error::WrongCluster { .. }
             | Error::Internal(_) => {}
         }
@@ -406,6 +411,7 @@ mod tests {
             Error::NotFound { what: "r1".into() },
             Error::StaleEpoch {
                 group: GroupId::Shard(ShardId(1)),
+                current: Vec::new(),
             },
         ];
         for error in lost {

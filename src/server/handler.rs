@@ -2,8 +2,12 @@
 //!
 //! Any node takes any request. A read is answered by the replica here, after a round through its leader
 //! unless it is asked for as a follower's; a write goes to the leader, sent on at most once. What had no
-//! effect is tried again here while the caller's deadline lasts, so that an election is a delay and not
-//! an error. A write whose outcome is open is never tried again under another id.
+//! effect is tried again here while the caller's deadline lasts, so that an election or a split is a delay
+//! and not an error: every attempt looks the shard up again. A write whose outcome is open is never tried
+//! again under another id.
+//!
+//! A batch of keys asks all their shards; of a range one shard answers a portion, and the rest of the
+//! range is the caller's to go on with.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,12 +18,14 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::future::join_all;
 use futures::stream;
 use futures::stream::BoxStream;
 use tokio::time::Instant;
 use tokio::time::sleep;
 use tokio::time::timeout;
 
+use crate::client::gather::Gather;
 use crate::error::Advice;
 use crate::error::Effect;
 use crate::error::Error;
@@ -27,16 +33,17 @@ use crate::error::Result;
 use crate::node::formation_driver::FormationHandle;
 use crate::node::replica::Replica;
 use crate::server::host::Host;
+use crate::server::portion;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::metrics::RequestKind;
 use crate::types::ClusterId;
-use crate::types::Key;
+use crate::types::KeyRange;
 use crate::types::log::Vote;
-use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
+use crate::wire::request::BatchGet;
 use crate::wire::request::Call;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
@@ -148,6 +155,7 @@ fn kind(request: &Request) -> RequestKind {
         },
         Request::Status(_)
         | Request::TransferLeader(_)
+        | Request::SplitShard(_)
         | Request::Form(_)
         | Request::Join(_)
         | Request::Placement(_)
@@ -165,46 +173,18 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
     let once = call.forwarded;
     let until = Instant::now() + call.deadline;
     let registry = &host.registry;
-    let elsewhere = first_key(&call.request).filter(|key| registry.shard_of(key).is_err());
-    if let Some(key) = elsewhere.filter(|_| !once) {
-        return persist(once, until, async || {
-            host.ask_elsewhere(key, call.request.clone(), until).await
-        })
-        .await;
-    }
     match call.request {
-        Request::Get(get) => {
-            let (found, answered) = persist(once, until, async || {
-                registry.shard_of(&get.key)?.get(get.clone()).await
-            })
-            .await?;
-            Ok(Response::Get(found, answered))
+        Request::BatchGet(get) => batch_get(host, get, until, once).await,
+        Request::Get(_) | Request::Scan(_) | Request::Write(_) | Request::SplitShard(_) => {
+            let request = &call.request;
+            persist(once, until, || attempt(host, request, until, once)).await
         }
-        Request::BatchGet(get) => {
-            let replica = host.shard_of_all(get.keys.iter())?;
-            let (found, answered) =
-                persist(once, until, async || replica.batch_get(get.clone()).await).await?;
-            Ok(Response::BatchGet(found, answered))
-        }
-        Request::Scan(scan) => {
-            let replica = registry.shard_of(&scan.range.start)?;
-            let page = persist(once, until, async || replica.scan(scan.clone()).await).await?;
-            Ok(Response::Scan(page))
-        }
-        Request::Write(write) => write_through(host, write, until, once).await,
         Request::Status(query) => Ok(Response::Status(Box::new(host.status(query).await?))),
         Request::TransferLeader(transfer) => {
             let group = registry.group(transfer.group)?;
-            match group.transfer_leader(transfer.to).await {
-                Err(Error::NotLeader {
-                    leader: Some(leader),
-                    ..
-                }) if !once => {
-                    host.forward(leader, Request::TransferLeader(transfer), call.deadline)
-                        .await
-                }
-                outcome => outcome.map(|()| Response::TransferLeader),
-            }
+            let outcome = group.transfer_leader(transfer.to).await;
+            let outcome = outcome.map(|()| Response::TransferLeader);
+            or_at_leader(host, outcome, &call.request, until, once).await
         }
         Request::ReadPosition(group) => host.read_position(group).await.map(Response::ReadPosition),
         Request::Vote(route, request) => registry
@@ -246,13 +226,51 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
     }
 }
 
-/// The key by which the shard of a request is found; `None` where it is not for a shard.
-fn first_key(request: &Request) -> Option<&Key> {
+/// One attempt of a request for one shard. Which shard and which replica that is is looked up each
+/// time: between two attempts the shard may have been split, or have come here.
+async fn attempt(host: &Host, request: &Request, until: Instant, once: bool) -> Result<Response> {
+    let anchor = request
+        .anchor()
+        .ok_or_else(|| Error::Internal("the request is for no shard".to_string()))?;
+    let key = anchor.key();
+    match host.registry.shard_of(&key) {
+        Ok(replica) => ask_replica(host, &replica, request, until, once).await,
+        Err(error) if once => Err(error),
+        Err(_) => host.ask_elsewhere(&key, request.clone(), until).await,
+    }
+}
+
+async fn ask_replica(
+    host: &Host,
+    replica: &Replica,
+    request: &Request,
+    until: Instant,
+    once: bool,
+) -> Result<Response> {
     match request {
-        Request::Get(get) => Some(&get.key),
-        Request::BatchGet(get) => get.keys.first(),
-        Request::Scan(scan) => Some(&scan.range.start),
-        Request::Write(write) => Some(write.first_key()),
+        Request::Get(get) => {
+            let (found, answered) = replica.get(get.clone()).await?;
+            Ok(Response::Get(found, answered))
+        }
+        Request::BatchGet(get) => {
+            let (found, answered) = replica.batch_get(get.clone()).await?;
+            Ok(Response::BatchGet(found, vec![answered]))
+        }
+        Request::Scan(scan) => {
+            let part = portion::inside(scan, &replica.reader().row().descriptor.range);
+            let page = replica.scan(part.clone()).await?;
+            Ok(Response::Scan(portion::whole(scan, &part, page)))
+        }
+        Request::Write(write) => {
+            host.check_space(write)?;
+            let outcome = replica.write(write.clone()).await;
+            let outcome = outcome.map(|(outcome, answered)| Response::Write(outcome, answered));
+            or_at_leader(host, outcome, request, until, once).await
+        }
+        Request::SplitShard(split) => {
+            let outcome = host.split_shard(split.clone()).await;
+            or_at_leader(host, outcome, request, until, once).await
+        }
         Request::Status(_)
         | Request::TransferLeader(_)
         | Request::ReadPosition(_)
@@ -264,13 +282,63 @@ fn first_key(request: &Request) -> Option<&Key> {
         | Request::Placement(_)
         | Request::Report(_)
         | Request::Locate(_)
-        | Request::Routes(_) => None,
+        | Request::Routes(_) => Err(Error::Internal("the request is for no shard".to_string())),
     }
 }
 
-/// Tries again what had no effect and may succeed elsewhere or later. When no time is left for another
-/// attempt, the last refusal is the answer: it says more than that the deadline passed. Full queues and
-/// clocks are the caller's to wait for.
+/// What only a leader does is sent on to the leader that the replica here has named, once.
+async fn or_at_leader(
+    host: &Host,
+    outcome: Result<Response>,
+    request: &Request,
+    until: Instant,
+    once: bool,
+) -> Result<Response> {
+    match outcome {
+        Err(Error::NotLeader {
+            leader: Some(leader),
+            ..
+        }) if !once => {
+            let left = until.saturating_duration_since(Instant::now());
+            host.forward(leader, request.clone(), left).await
+        }
+        outcome => outcome,
+    }
+}
+
+/// Asks the shard of each key, all shards beside each other, each once; keys whose shard has changed are
+/// parted anew and asked again.
+async fn batch_get(host: &Host, get: BatchGet, until: Instant, once: bool) -> Result<Response> {
+    if get.keys.is_empty() {
+        return Err(Error::invalid("keys", "at least one key is needed"));
+    }
+    let mut gather = Gather::new(get);
+    loop {
+        let parts = gather.parts(|key| {
+            let shard = host.shard_with(key);
+            Some(shard.map_or_else(|| KeyRange::of_key(key), |shard| shard.range))
+        });
+        let answers = parts.iter().map(|part| async {
+            let request = Request::BatchGet(part.get.clone());
+            attempt(host, &request, until, once).await
+        });
+        let mut refusal = None;
+        for (part, answer) in parts.iter().zip(join_all(answers).await) {
+            match answer {
+                Ok(Response::BatchGet(found, answered)) => gather.take(part, found, answered)?,
+                Ok(other) => return Err(Error::Internal(format!("keys came as {other:?}"))),
+                Err(error) => refusal = Some(refusal.unwrap_or(error)),
+            }
+        }
+        let Some(refusal) = refusal else {
+            let (found, answered) = gather.end();
+            return Ok(Response::BatchGet(found, answered));
+        };
+        sleep(pause_after(refusal, once, until)?).await;
+    }
+}
+
+/// Tries again what had no effect and may succeed elsewhere or later, while there is time.
 async fn persist<T, Attempt>(
     once: bool,
     until: Instant,
@@ -280,50 +348,28 @@ where
     Attempt: Future<Output = Result<T>>,
 {
     loop {
-        let error = match attempt().await {
+        match attempt().await {
             Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        let pause = match error.advice() {
-            _ if once || error.effect() != Effect::None => return Err(error),
-            Advice::Redirect(_) => ATTEMPT_PAUSE,
-            Advice::RetryAfter(pause) => pause.clamp(ATTEMPT_PAUSE, ATTEMPT_PAUSE_MAX),
-            Advice::Fix | Advice::Stop => return Err(error),
-        };
-        let callers = matches!(error, Error::Overloaded { .. } | Error::ClockAhead { .. });
-        if callers || Instant::now() + pause >= until {
-            return Err(error);
+            Err(error) => sleep(pause_after(error, once, until)?).await,
         }
-        sleep(pause).await;
     }
 }
 
-async fn write_through(host: &Host, write: Write, until: Instant, once: bool) -> Result<Response> {
-    let replica = host.shard_of_write(&write)?;
-    host.check_space(&write)?;
-    persist(once, until, async || {
-        write_once(host, &replica, write.clone(), until, once).await
-    })
-    .await
-}
-
-async fn write_once(
-    host: &Host,
-    replica: &Replica,
-    write: Write,
-    until: Instant,
-    once: bool,
-) -> Result<Response> {
-    match replica.write(write.clone()).await {
-        Err(Error::NotLeader {
-            leader: Some(leader),
-            ..
-        }) if !once => {
-            let left = until.saturating_duration_since(Instant::now());
-            host.forward(leader, Request::Write(write), left).await
-        }
-        outcome => outcome.map(|(outcome, answered)| Response::Write(outcome, answered)),
+/// The pause before the next attempt. When no time is left for another one, the last refusal is the
+/// answer: it says more than that the deadline passed. Full queues and clocks are the caller's to wait
+/// for.
+fn pause_after(error: Error, once: bool, until: Instant) -> Result<Duration> {
+    let pause = match error.advice() {
+        _ if once || error.effect() != Effect::None => return Err(error),
+        Advice::Redirect(_) => ATTEMPT_PAUSE,
+        Advice::RetryAfter(pause) => pause.clamp(ATTEMPT_PAUSE, ATTEMPT_PAUSE_MAX),
+        Advice::Fix | Advice::Stop => return Err(error),
+    };
+    let callers = matches!(error, Error::Overloaded { .. } | Error::ClockAhead { .. });
+    if callers || Instant::now() + pause >= until {
+        return Err(error);
     }
+    Ok(pause)
 }
 
 impl Service for Handler {

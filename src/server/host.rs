@@ -15,13 +15,12 @@ use crate::node::formation::Formed;
 use crate::node::members::Members;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
-use crate::node::replica::Replica;
 use crate::node::router::Router;
+use crate::node::splitter;
 use crate::placement::PlacementAnswer;
 use crate::placement::PlacementCommand;
 use crate::raft::Group;
 use crate::types::GroupId;
-use crate::types::Key;
 use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::node::Identity;
@@ -29,6 +28,7 @@ use crate::types::node::Member;
 use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
+use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
 use crate::wire::request::GroupStatus;
@@ -37,6 +37,7 @@ use crate::wire::request::JoinResponse;
 use crate::wire::request::NodeStatus;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
+use crate::wire::request::SplitShard;
 use crate::wire::request::StatusQuery;
 
 /// Everything that requests need of a node.
@@ -112,20 +113,17 @@ impl Host {
         }
     }
 
-    /// The one shard that holds all of the keys.
-    pub fn shard_of_all<'a>(&self, mut keys: impl Iterator<Item = &'a Key>) -> Result<Replica> {
-        let first = keys.next().ok_or_else(|| Error::invalid("keys", "empty"))?;
-        let replica = self.registry.shard_of(first)?;
-        let range = &replica.reader().row().descriptor.range;
-        match keys.find(|key| !range.contains(key)) {
-            None => Ok(replica.clone()),
-            Some(other) => Err(spans(first, other)),
-        }
+    /// The shard that holds a key, as far as is known here. A hint: whoever holds it decides.
+    pub fn shard_with(&self, key: &[u8]) -> Option<ShardDescriptor> {
+        self.router.locate(key).ok().map(|route| route.shard)
     }
 
-    /// The shard that a write is for: its first key's.
-    pub fn shard_of_write(&self, write: &Write) -> Result<Replica> {
-        self.registry.shard_of(write.first_key())
+    /// Cuts a shard in two, if its leader is here.
+    pub async fn split_shard(&self, split: SplitShard) -> Result<Response> {
+        let replica = self.registry.shard(split.shard)?;
+        let (left, right) = splitter::split(&replica, &self.placement, split.at).await?;
+        self.router.learn(right.clone(), Some(self.identity.node));
+        Ok(Response::SplitShard { left, right })
     }
 
     /// Sends a request on to another node.
@@ -148,7 +146,7 @@ impl Host {
     /// answer. One attempt; after an error the next one goes where the error points.
     pub async fn ask_elsewhere(
         &self,
-        key: &Key,
+        key: &[u8],
         request: Request,
         until: Instant,
     ) -> Result<Response> {
@@ -289,16 +287,4 @@ impl Host {
             state_hash: None,
         }
     }
-}
-
-fn spans(first: &Key, other: &Key) -> Error {
-    let shown = |key: &Key| key.escape_ascii().to_string();
-    Error::invalid(
-        "keys",
-        format!(
-            "{:?} and {:?} are in different shards",
-            shown(first),
-            shown(other)
-        ),
-    )
 }

@@ -5,6 +5,7 @@ pub mod options;
 pub mod http;
 pub mod grpc;
 pub mod host;
+mod portion;
 pub mod handler;
 
 use std::net::SocketAddr;

@@ -190,7 +190,7 @@ pub async fn scan(
         let page = page(nodes, scan).await?;
         let items = page.items.into_iter();
         found.extend(items.map(|item| (item.key, item.versioned)));
-        as_of = Some(page.as_of);
+        as_of = page.rest_as_of;
         rest = page.rest;
     }
     Ok(found)
@@ -606,6 +606,7 @@ mod tests {
                         items: items.collect(),
                         rest: None,
                         as_of,
+                        rest_as_of: None,
                         answered: ANSWERED,
                     }))
                 }

@@ -1,5 +1,6 @@
 //! Keys, values and ranges of keys. Decides only.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -34,6 +35,14 @@ impl KeyRange {
         start: Bytes::new(),
         end: None,
     };
+
+    /// One key alone.
+    pub fn of_key(key: &[u8]) -> KeyRange {
+        KeyRange {
+            start: Bytes::copy_from_slice(key),
+            end: Some(Bytes::from([key, &[0]].concat())),
+        }
+    }
 
     /// The keys that begin with `prefix`.
     pub fn of_prefix(prefix: &[u8]) -> KeyRange {
@@ -102,6 +111,33 @@ impl KeyRange {
     }
 }
 
+/// The place in the order of keys by which a shard is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor<'a> {
+    /// The shard that holds this key.
+    At(&'a [u8]),
+    /// The shard that holds the keys just below this one, or the last shard of all: what is read
+    /// backwards begins there.
+    Before(Option<&'a [u8]>),
+}
+
+impl<'a> Anchor<'a> {
+    /// A key that the shard holds which is meant: the key itself, or the greatest of legal length below.
+    pub fn key(self) -> Cow<'a, [u8]> {
+        let filled =
+            |key: &[u8]| [key, &vec![0xff; KEY_BYTES_MAX.saturating_sub(key.len())]].concat();
+        match self {
+            Anchor::At(key) => Cow::Borrowed(key),
+            Anchor::Before(None) => Cow::Owned(filled(&[])),
+            Anchor::Before(Some(end)) => match end.split_last() {
+                None => Cow::Borrowed(end),
+                Some((0, key)) => Cow::Borrowed(key),
+                Some((last, key)) => Cow::Owned(filled(&[key, &[last - 1]].concat())),
+            },
+        }
+    }
+}
+
 fn end_at_most(left: &Option<Key>, right: &Option<Key>) -> bool {
     match (left, right) {
         (_, None) => true,
@@ -159,5 +195,23 @@ mod tests {
         assert!(left.split_at(Key::from_static(b"m")).is_none());
         assert_eq!(range("a", "m").intersect(&range("c", "")), range("c", "m"));
         assert!(range("b", "a").is_empty());
+    }
+
+    #[test]
+    fn what_is_read_backwards_begins_in_the_shard_below() {
+        let shards = [range("", "c"), range("c", "m"), range("m", "")];
+        let found = |anchor: Anchor<'_>| {
+            shards
+                .iter()
+                .position(|shard| shard.contains(&anchor.key()))
+        };
+        for (key, shard) in [("", 0), ("b", 0), ("c", 1), ("m", 2), ("z", 2)] {
+            assert_eq!(found(Anchor::At(key.as_bytes())), Some(shard), "at {key}");
+        }
+        for (key, shard) in [("b", 0), ("c", 0), ("d", 1), ("m", 1), ("n", 2)] {
+            let anchor = Anchor::Before(Some(key.as_bytes()));
+            assert_eq!(found(anchor), Some(shard), "before {key}");
+        }
+        assert_eq!(found(Anchor::Before(None)), Some(2));
     }
 }

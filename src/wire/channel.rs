@@ -340,6 +340,7 @@ fn write_in(request: &Request) -> Option<RequestId> {
         | Request::Scan(_)
         | Request::Status(_)
         | Request::TransferLeader(_)
+        | Request::SplitShard(_)
         | Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -361,6 +362,7 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::Write(_)
         | Request::Status(_)
         | Request::TransferLeader(_)
+        | Request::SplitShard(_)
         | Request::Report(_)
         | Request::Routes(_) => &peer.bulk,
         Request::ReadPosition(_)
@@ -444,6 +446,11 @@ impl Outgoing {
                 self.cluster().transfer_leader(self.wrap(request)).await?;
                 Ok(Response::TransferLeader)
             }
+            Request::SplitShard(split) => {
+                let request = cluster::split_out(split, self.cluster);
+                let response = self.cluster().split_shard(self.wrap(request)).await?;
+                Ok(cluster::split_done_of(response.into_inner())?)
+            }
             Request::ReadPosition(group) => {
                 let group = group_number(group);
                 let request = v1::ReadPositionRequest { group };
@@ -498,7 +505,7 @@ impl Outgoing {
         }
     }
 
-    /// All messages of a scan with the limits of one portion.
+    /// All messages of a scan with the limits of one portion, which ends with its cut.
     async fn scan(self, scan: Scan) -> Result<Page, Failure> {
         let request = kv::scan_out(scan, self.cluster);
         let mut pages = self.kv().scan(self.wrap(request)).await?.into_inner();
@@ -509,6 +516,7 @@ impl Outgoing {
             let next = kv::page_of(next)?;
             page.items.extend(next.items);
             page.rest = next.rest;
+            page.rest_as_of = next.rest_as_of;
         }
         Ok(page)
     }

@@ -21,7 +21,9 @@ use crate::types::KeyRange;
 use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
 use crate::types::Timestamp;
+use crate::types::key::Anchor;
 use crate::types::log::LogEntry;
 use crate::types::log::Vote;
 use crate::types::node::Member;
@@ -102,6 +104,8 @@ pub enum Request {
     Status(StatusQuery),
     /// Hand a group's leadership over.
     TransferLeader(TransferLeader),
+    /// Cut a shard in two.
+    SplitShard(SplitShard),
     /// From which position on a follower's read is linearizable. For the group's leader.
     ReadPosition(GroupId),
     /// Raft: asks for a vote, or whether one would be given.
@@ -126,13 +130,40 @@ pub enum Request {
     Routes(u64),
 }
 
+impl Request {
+    /// Where the shard is that a request is for; `None` where it is for no shard, or for a group by
+    /// name. A batch of keys may be for further shards.
+    pub fn anchor(&self) -> Option<Anchor<'_>> {
+        match self {
+            Request::Get(get) => Some(Anchor::At(&get.key)),
+            Request::BatchGet(get) => get.keys.first().map(|key| Anchor::At(key)),
+            Request::Scan(scan) => Some(scan.anchor()),
+            Request::Write(write) => Some(Anchor::At(write.first_key())),
+            Request::SplitShard(split) => Some(Anchor::At(&split.at)),
+            Request::Status(_)
+            | Request::TransferLeader(_)
+            | Request::ReadPosition(_)
+            | Request::Vote(..)
+            | Request::Append(..)
+            | Request::TakeLead(..)
+            | Request::Form(_)
+            | Request::Join(_)
+            | Request::Placement(_)
+            | Request::Report(_)
+            | Request::Locate(_)
+            | Request::Routes(_) => None,
+        }
+    }
+}
+
 /// The answers, one kind for each request kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Response {
     /// To [`Request::Get`].
     Get(Option<Versioned>, Answered),
-    /// To [`Request::BatchGet`]: in the order asked.
-    BatchGet(Vec<Option<Versioned>>, Answered),
+    /// To [`Request::BatchGet`]: in the order asked, and one [`Answered`] for each part that was read
+    /// as of one moment.
+    BatchGet(Vec<Option<Versioned>>, Vec<Answered>),
     /// To [`Request::Scan`].
     Scan(Page),
     /// To [`Request::Write`].
@@ -141,6 +172,13 @@ pub enum Response {
     Status(Box<NodeStatus>),
     /// To [`Request::TransferLeader`].
     TransferLeader,
+    /// To [`Request::SplitShard`].
+    SplitShard {
+        /// The keys below the cut, under the id of the shard that was cut.
+        left: ShardDescriptor,
+        /// The keys from the cut on, under a new id.
+        right: ShardDescriptor,
+    },
     /// To [`Request::ReadPosition`].
     ReadPosition(Position),
     /// To [`Request::Vote`].
@@ -172,7 +210,8 @@ pub struct Get {
     pub read: ReadKind,
 }
 
-/// Reads several keys as of one moment of their shard.
+/// Reads several keys. Those of one shard are as of one moment of it; those of several are as of
+/// several moments, each after the request was sent if the read is linearizable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchGet {
     /// The keys.
@@ -181,7 +220,7 @@ pub struct BatchGet {
     pub read: ReadKind,
 }
 
-/// Reads a portion of a range in order of keys.
+/// Reads a portion of a range in order of keys: at most what one shard holds of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
     /// The keys.
@@ -196,19 +235,34 @@ pub struct Scan {
     pub keys_only: bool,
     /// How fresh.
     pub read: ReadKind,
-    /// Go on at this stamp, which an earlier portion answered with: all portions are one cut.
+    /// Go on at this stamp, which an earlier portion named: both are one cut of their shard.
     pub as_of: Option<Timestamp>,
 }
 
-/// A portion of a range.
+impl Scan {
+    /// Where the shard is that answers first.
+    pub fn anchor(&self) -> Anchor<'_> {
+        if self.reverse && !self.range.is_empty() {
+            Anchor::Before(self.range.end.as_deref())
+        } else {
+            Anchor::At(&self.range.start)
+        }
+    }
+}
+
+/// A portion of a range, out of one shard. A cut is of one shard: a range over several is read as
+/// several cuts, one after the other, each linearizable by itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
     /// What was found.
     pub items: Vec<KeyValue>,
-    /// What is left of the range; `None` at its end.
+    /// What is left of the whole range that was asked for; `None` at its end.
     pub rest: Option<KeyRange>,
-    /// The stamp at which all was read.
+    /// The stamp at which all of this portion was read.
     pub as_of: Timestamp,
+    /// The stamp at which `rest` goes on in the same cut. `None` when nothing is left, or when it
+    /// begins in another shard, and so with a new cut.
+    pub rest_as_of: Option<Timestamp>,
     /// By whom.
     pub answered: Answered,
 }
@@ -227,6 +281,15 @@ pub struct TransferLeader {
     pub group: GroupId,
     /// The next leader's node; `None` lets the leader choose.
     pub to: Option<NodeId>,
+}
+
+/// Cuts a shard in two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SplitShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// First key of the right half; inside the shard and not its first key.
+    pub at: Key,
 }
 
 /// From which replica to which.

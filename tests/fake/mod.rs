@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use quorate::types::ReplicaId;
 use quorate::types::RequestId;
 use quorate::types::ShardId;
 use quorate::types::Timestamp;
+use quorate::types::key::Anchor;
 use quorate::types::log::Vote;
 use quorate::types::node::Member;
 use quorate::types::request::Answered;
@@ -68,6 +70,8 @@ pub(crate) enum Fault {
     LoseAnswer,
     /// Not done, and nobody answers.
     Hang,
+    /// Nothing goes wrong: the fault behind it is for a later call.
+    Pass,
 }
 
 /// The whole cluster.
@@ -80,7 +84,13 @@ pub(crate) struct State {
     pub(crate) versions: Vec<(Key, RequestId)>,
     outcomes: HashMap<RequestId, WriteOutcome>,
     pub(crate) stamp: Timestamp,
+    /// Leads every shard that has no leader of its own.
     pub(crate) leader: Option<u64>,
+    pub(crate) leaders: HashMap<u64, u64>,
+    /// In the order of their keys, without gaps.
+    pub(crate) shards: Vec<ShardDescriptor>,
+    /// Shards are cut here before the page with that number (from 0) is read.
+    pub(crate) cuts: BTreeMap<u64, Vec<Key>>,
     pub(crate) down: HashSet<u64>,
     pub(crate) not_ready: HashSet<u64>,
     /// What goes wrong with the next calls, by node.
@@ -112,6 +122,9 @@ impl Cluster {
             outcomes: HashMap::new(),
             stamp: Timestamp::from_wall(START_MS),
             leader: Some(1),
+            leaders: HashMap::new(),
+            shards: vec![descriptor(1, KeyRange::ALL, 1)],
+            cuts: BTreeMap::new(),
             down: HashSet::new(),
             not_ready: HashSet::new(),
             faults: HashMap::new(),
@@ -150,6 +163,11 @@ impl Cluster {
             }],
         };
         state.apply(&Write { id, kind });
+    }
+
+    /// Lets a shard begin at `at`; it gets the next id.
+    pub(crate) fn split(&self, at: impl Into<Bytes>) {
+        self.state().split(at.into()).unwrap();
     }
 
     /// Calls that arrived since the last look, as `n1 put n2 get`.
@@ -255,6 +273,7 @@ impl State {
             Request::Write(_) => "write",
             Request::Status(_) => "status",
             Request::TransferLeader(_) => "transfer",
+            Request::SplitShard(_) => "split",
             _ => "other",
         };
         self.calls.push(format!("n{node} {kind}"));
@@ -267,15 +286,20 @@ impl State {
         let mut fault = self.faults.get_mut(&node).and_then(VecDeque::pop_front);
         if let Request::Write(write) = &call.request {
             fault = fault.or(self.every_write.clone());
-            if self.hang_value.is_some() && self.hang_value == value_of(write) {
+            if self
+                .hang_value
+                .as_ref()
+                .is_some_and(|value| stores(write, value))
+            {
                 self.hang_value = None;
                 fault = Some(Fault::Hang);
             }
-            if fault.is_none() && self.puts_left == Some(0) {
+            let puts = puts_in(write);
+            if fault.is_none() && self.puts_left.is_some_and(|left| left < puts) {
                 let reason = "refused for the test";
                 return Some(Err(Error::invalid("value", reason)));
             }
-            self.puts_left = self.puts_left.map(|left| left - 1);
+            self.puts_left = self.puts_left.map(|left| left - puts);
             if write.id == RequestId([0; 16]) {
                 return Some(Err(Error::invalid("request_id", "is missing")));
             }
@@ -293,7 +317,7 @@ impl State {
                 let _ = self.handle(node, call);
                 None
             }
-            None => Some(self.handle(node, call)),
+            Some(Fault::Pass) | None => Some(self.handle(node, call)),
         }
     }
 
@@ -307,41 +331,109 @@ impl State {
         if matches!(call.request, Request::Status(_)) {
             return Ok(Response::Status(Box::new(self.status(node))));
         }
-        let Some(leader) = self.leader.filter(|leader| !self.down.contains(leader)) else {
-            return Err(Error::unavailable("s1", "it has no leader"));
-        };
         self.stamp = self.stamp.plus(1);
-        let answered = Answered {
-            shard: ShardId(1),
-            replica: ReplicaId(10 + leader),
-            leader: true,
-            timestamp: self.stamp,
-            as_of: self.stamp,
-        };
         match call.request {
             Request::Get(get) => {
                 check_key(&get.key)?;
+                let answered = self.answered(Anchor::At(&get.key))?;
                 Ok(Response::Get(self.data.get(&get.key).cloned(), answered))
             }
             Request::BatchGet(get) => {
                 let found = get.keys.iter().map(|key| self.data.get(key).cloned());
-                Ok(Response::BatchGet(found.collect(), answered))
+                let found = found.collect();
+                let shards = get.keys.iter().map(|key| self.shard_at(Anchor::At(key)));
+                let shards: BTreeSet<usize> = shards.collect();
+                let answered = shards.into_iter().map(|at| self.answered_by(at));
+                Ok(Response::BatchGet(found, answered.collect::<Result<_>>()?))
             }
-            Request::Scan(scan) => Ok(Response::Scan(self.scan(&scan, answered))),
+            Request::Scan(scan) => {
+                for at in self.cuts.remove(&self.pages).unwrap_or_default() {
+                    let _ = self.split(at);
+                }
+                Ok(Response::Scan(self.scan(&scan)?))
+            }
             Request::Write(write) => {
+                let answered = self.answered(Anchor::At(write.first_key()))?;
                 if let WriteKind::Keys { operations, .. } = &write.kind {
                     operations
                         .iter()
                         .try_for_each(|operation| check_key(operation.key()))?;
+                    self.check_one_shard(operations)?;
                 }
                 Ok(Response::Write(self.apply(&write), answered))
             }
             Request::TransferLeader(transfer) => {
-                self.leader = Some(transfer.to.map_or(leader % 3 + 1, |node| node.0));
+                let leader = self.leader.unwrap_or(3);
+                let next = transfer.to.map_or(leader % 3 + 1, |node| node.0);
+                match transfer.group {
+                    GroupId::Shard(shard) if shard.0 > 1 => {
+                        self.leaders.insert(shard.0, next);
+                    }
+                    GroupId::Shard(_) | GroupId::Placement => self.leader = Some(next),
+                }
                 Ok(Response::TransferLeader)
+            }
+            Request::SplitShard(split) => {
+                let at = self.shard_at(Anchor::At(&split.at));
+                if self.shards[at].id != split.shard {
+                    return Err(Error::invalid("at", "is in another shard"));
+                }
+                let (left, right) = self.split(split.at)?;
+                Ok(Response::SplitShard { left, right })
             }
             other => Err(Error::invalid("request", format!("{other:?}"))),
         }
+    }
+
+    fn shard_at(&self, anchor: Anchor<'_>) -> usize {
+        let mut shards = self.shards.iter();
+        let found = shards.position(|shard| shard.range.contains(&anchor.key()));
+        found.expect("there are no gaps")
+    }
+
+    fn leader_of(&self, shard: ShardId) -> Option<u64> {
+        let own = self.leaders.get(&shard.0).copied();
+        own.or(self.leader)
+            .filter(|leader| !self.down.contains(leader))
+    }
+
+    fn answered(&self, anchor: Anchor<'_>) -> Result<Answered> {
+        self.answered_by(self.shard_at(anchor))
+    }
+
+    fn answered_by(&self, at: usize) -> Result<Answered> {
+        let shard = self.shards[at].id;
+        let Some(leader) = self.leader_of(shard) else {
+            return Err(Error::unavailable(shard, "it has no leader"));
+        };
+        Ok(Answered {
+            shard,
+            replica: ReplicaId(10 * shard.0 + leader),
+            leader: true,
+            timestamp: self.stamp,
+            as_of: self.stamp,
+        })
+    }
+
+    fn check_one_shard(&self, operations: &[Operation]) -> Result<()> {
+        let at = self.shard_at(Anchor::At(operations[0].key()));
+        let range = &self.shards[at].range;
+        let all = operations.iter().all(|one| range.contains(one.key()));
+        all.then_some(())
+            .ok_or_else(|| Error::invalid("operations", "are for several shards"))
+    }
+
+    fn split(&mut self, key: Key) -> Result<(ShardDescriptor, ShardDescriptor)> {
+        let at = self.shard_at(Anchor::At(&key));
+        let parent = self.shards[at].clone();
+        let Some((left, right)) = parent.range.split_at(key) else {
+            return Err(Error::invalid("at", "is the first key of its shard"));
+        };
+        let bounds = parent.epoch.bounds + 1;
+        let left = descriptor(parent.id.0, left, bounds);
+        let right = descriptor(self.shards.len() as u64 + 1, right, bounds);
+        self.shards.splice(at..=at, [left.clone(), right.clone()]);
+        Ok((left, right))
     }
 
     fn apply(&mut self, write: &Write) -> WriteOutcome {
@@ -409,7 +501,10 @@ impl State {
     }
 
     fn delete_range(&mut self, range: &KeyRange, limit: u32) -> WriteOutcome {
-        let keys = self.data.keys().filter(|key| range.contains(key));
+        let shard = &self.shards[self.shard_at(Anchor::At(&range.start))].range;
+        let part = range.intersect(shard);
+        let behind = part.end.clone().filter(|_| part.end != range.end);
+        let keys = self.data.keys().filter(|key| part.contains(key));
         let mut keys: Vec<Key> = keys.take(limit as usize + 1).cloned().collect();
         let resume = (keys.len() > limit as usize).then(|| keys.pop()).flatten();
         for key in &keys {
@@ -418,13 +513,16 @@ impl State {
         WriteOutcome::Done {
             version: self.stamp,
             deleted: keys.len() as u32,
-            resume,
+            resume: resume.or(behind),
         }
     }
 
-    fn scan(&mut self, scan: &Scan, answered: Answered) -> Page {
+    fn scan(&mut self, scan: &Scan) -> Result<Page> {
         self.pages += 1;
-        let inside = self.data.iter().filter(|(key, _)| scan.range.contains(key));
+        let at = self.shard_at(scan.anchor());
+        let answered = self.answered_by(at)?;
+        let part = scan.range.intersect(&self.shards[at].range);
+        let inside = self.data.iter().filter(|(key, _)| part.contains(key));
         let mut inside: Vec<KeyValue> = inside
             .map(|(key, versioned)| KeyValue {
                 key: key.clone(),
@@ -435,7 +533,7 @@ impl State {
             inside.reverse();
         }
         let rest = inside.split_off(inside.len().min(scan.keys_max as usize));
-        let rest = rest.first().map(|next| KeyRange {
+        let rest_here = rest.first().map(|next| KeyRange {
             start: if scan.reverse {
                 scan.range.start.clone()
             } else {
@@ -447,17 +545,32 @@ impl State {
                 scan.range.end.clone()
             },
         });
+        let rest_elsewhere = if scan.reverse {
+            let is_left = part.start != scan.range.start;
+            is_left.then(|| KeyRange {
+                start: scan.range.start.clone(),
+                end: Some(part.start),
+            })
+        } else {
+            let is_left = part.end != scan.range.end;
+            is_left.then(|| KeyRange {
+                start: part.end.unwrap(),
+                end: scan.range.end.clone(),
+            })
+        };
         if scan.keys_only {
             for item in &mut inside {
                 item.versioned.value = Bytes::new();
             }
         }
-        Page {
+        let as_of = scan.as_of.unwrap_or(self.stamp);
+        Ok(Page {
             items: inside,
-            rest,
-            as_of: scan.as_of.unwrap_or(self.stamp),
+            rest_as_of: rest_here.is_some().then_some(as_of),
+            rest: rest_here.or(rest_elsewhere),
+            as_of,
             answered,
-        }
+        })
     }
 
     fn member(&self, id: u64) -> Member {
@@ -471,15 +584,18 @@ impl State {
     }
 
     fn status(&self, node: u64) -> NodeStatus {
-        let group = |group, shard: Option<ShardDescriptor>| GroupStatus {
+        let group = |group, leader: Option<u64>, shard: Option<ShardDescriptor>| GroupStatus {
             group,
-            replica: ReplicaId(10 + node),
-            role: if self.leader == Some(node) {
+            replica: match &shard {
+                Some(shard) => shard.replica_on(NodeId(node)).unwrap().id,
+                None => ReplicaId(node),
+            },
+            role: if leader == Some(node) {
                 "leader".into()
             } else {
                 "follower".into()
             },
-            leader: self.leader.map(NodeId),
+            leader: leader.map(NodeId),
             term: 3,
             last_index: 12,
             applied_index: 12 - (node - 1),
@@ -487,16 +603,11 @@ impl State {
             shard,
             state_hash: None,
         };
-        let replicas = (1..=3).map(|node| Replica {
-            id: ReplicaId(10 + node),
-            node: NodeId(node),
-        });
-        let shard = ShardDescriptor {
-            id: ShardId(1),
-            range: KeyRange::ALL,
-            epoch: Epoch::default(),
-            replicas: replicas.collect(),
-        };
+        let mut groups = vec![group(GroupId::Placement, self.leader, None)];
+        groups.extend(self.shards.iter().map(|shard| {
+            let leader = self.leaders.get(&shard.id.0).copied().or(self.leader);
+            group(GroupId::Shard(shard.id), leader, Some(shard.clone()))
+        }));
         NodeStatus {
             cluster: cluster_id(),
             member: self.member(node),
@@ -504,24 +615,38 @@ impl State {
             uptime_s: 61,
             ready: !self.not_ready.contains(&node),
             free_bytes: 1 << 30,
-            groups: vec![
-                group(GroupId::Placement, None),
-                group(GroupId::Shard(ShardId(1)), Some(shard)),
-            ],
+            groups,
             members: (1..=3).map(|node| self.member(node)).collect(),
         }
     }
 }
 
-fn value_of(write: &Write) -> Option<Bytes> {
+fn descriptor(id: u64, range: KeyRange, bounds: u64) -> ShardDescriptor {
+    let replicas = (1..=3).map(|node| Replica {
+        id: ReplicaId(10 * id + node),
+        node: NodeId(node),
+    });
+    ShardDescriptor {
+        id: ShardId(id),
+        range,
+        epoch: Epoch { conf: 1, bounds },
+        replicas: replicas.collect(),
+    }
+}
+
+fn puts_in(write: &Write) -> u64 {
     match &write.kind {
-        WriteKind::Keys { operations, .. } => {
-            operations.iter().find_map(|operation| match operation {
-                Operation::Put { value, .. } => Some(value.clone()),
-                Operation::Delete { .. } => None,
-            })
-        }
-        WriteKind::Range { .. } => None,
+        WriteKind::Keys { operations, .. } => operations.len() as u64,
+        WriteKind::Range { .. } => 1,
+    }
+}
+
+fn stores(write: &Write, wanted: &Bytes) -> bool {
+    match &write.kind {
+        WriteKind::Keys { operations, .. } => operations
+            .iter()
+            .any(|operation| matches!(operation, Operation::Put { value, .. } if value == wanted)),
+        WriteKind::Range { .. } => false,
     }
 }
 

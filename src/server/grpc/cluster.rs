@@ -65,6 +65,26 @@ impl Cluster for ClusterDoor {
             other => Err(refused(unexpected(&other))),
         }
     }
+
+    async fn split_shard(
+        &self,
+        request: Request<v1::SplitShardRequest>,
+    ) -> Result<Response<v1::SplitShardResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let (split, cluster) = cluster::split_of(request.into_inner()).map_err(refused)?;
+        let request = NodeRequest::SplitShard(split);
+        match self
+            .door
+            .ask(entered, request, cluster)
+            .await
+            .map_err(refused)?
+        {
+            NodeResponse::SplitShard { left, right } => {
+                Ok(Response::new(cluster::split_done_out(left, right)))
+            }
+            other => Err(refused(unexpected(&other))),
+        }
+    }
 }
 
 fn refused(error: Error) -> Status {

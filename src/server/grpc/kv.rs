@@ -255,7 +255,8 @@ impl Pages {
     }
 }
 
-/// What a scan still has to read after a portion; `None` at the end of the range or at a limit.
+/// What a scan still has to read after a portion; `None` at the end of the range, of the one cut that
+/// was asked for, or at a limit.
 fn rest_of(mut whole: WholeScan, page: &Page) -> Option<WholeScan> {
     let keys = page.items.len() as u64;
     let sizes = page
@@ -263,17 +264,21 @@ fn rest_of(mut whole: WholeScan, page: &Page) -> Option<WholeScan> {
         .iter()
         .map(|item| item.key.len() + item.versioned.value.len());
     let bytes = sizes.sum::<usize>() as u64;
-    let cut_by_bytes = u64::from(PAGE_BYTES_MAX) >= whole.bytes_max && keys < PAGE_KEYS_MAX.into();
+    let is_end_of_cut = page.rest_as_of.is_none();
+    // A portion that stops short of its shard's end without all the keys that it may have was full.
+    let cut_by_bytes = !is_end_of_cut
+        && u64::from(PAGE_BYTES_MAX) >= whole.bytes_max
+        && keys < PAGE_KEYS_MAX.into();
     whole.keys_max = whole.keys_max.saturating_sub(keys);
     whole.bytes_max = whole.bytes_max.saturating_sub(bytes);
-    if whole.keys_max == 0 || whole.bytes_max == 0 || (cut_by_bytes && keys > 0) {
+    let is_full = whole.keys_max == 0 || whole.bytes_max == 0 || (cut_by_bytes && keys > 0);
+    if is_full || (whole.one_cut && is_end_of_cut) {
         return None;
     }
     whole.scan.range = page.rest.clone()?;
     whole.scan.keys_max = u32::try_from(whole.keys_max).unwrap_or(u32::MAX);
     whole.scan.bytes_max = u32::try_from(whole.bytes_max).unwrap_or(u32::MAX);
-    // All portions are one cut.
-    whole.scan.as_of = Some(page.as_of);
+    whole.scan.as_of = page.rest_as_of;
     Some(whole)
 }
 

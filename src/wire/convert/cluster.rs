@@ -1,5 +1,6 @@
 //! Requests and answers of `cluster.proto`. Decides only.
 
+use crate::error::Error;
 use crate::error::Result;
 use crate::types::ClusterId;
 use crate::types::Incarnation;
@@ -10,6 +11,7 @@ use crate::types::node::Member;
 use crate::types::shard::Epoch;
 use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
+use crate::wire::convert::Size;
 use crate::wire::convert::cluster_bytes;
 use crate::wire::convert::cluster_of;
 use crate::wire::convert::group_number;
@@ -24,6 +26,8 @@ use crate::wire::convert::sixteen_bytes;
 use crate::wire::proto::v1;
 use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::Response;
+use crate::wire::request::SplitShard;
 use crate::wire::request::StatusQuery;
 use crate::wire::request::TransferLeader;
 
@@ -62,6 +66,44 @@ pub fn transfer_out(
         to: transfer.to.unwrap_or_default().0,
         cluster_id: cluster_bytes(cluster),
     }
+}
+
+/// Checks a SplitShard.
+pub fn split_of(request: v1::SplitShardRequest) -> Result<Meant<SplitShard>> {
+    let cluster = cluster_of(&request.cluster_id)?;
+    if request.shard == 0 {
+        return Err(Error::invalid("shard", "ids of shards start at 1"));
+    }
+    let split = SplitShard {
+        shard: ShardId(request.shard),
+        at: Size::default().key("at", request.at)?,
+    };
+    Ok((split, cluster))
+}
+
+/// A SplitShard as it is sent.
+pub fn split_out(split: SplitShard, cluster: Option<ClusterId>) -> v1::SplitShardRequest {
+    v1::SplitShardRequest {
+        shard: split.shard.0,
+        at: split.at,
+        cluster_id: cluster_bytes(cluster),
+    }
+}
+
+/// Answers SplitShard.
+pub fn split_done_out(left: ShardDescriptor, right: ShardDescriptor) -> v1::SplitShardResponse {
+    v1::SplitShardResponse {
+        left: Some(shard_out(left)),
+        right: Some(shard_out(right)),
+    }
+}
+
+/// The answer to SplitShard.
+pub fn split_done_of(response: v1::SplitShardResponse) -> Result<Response> {
+    Ok(Response::SplitShard {
+        left: shard_of(required("left", response.left)?)?,
+        right: shard_of(required("right", response.right)?)?,
+    })
 }
 
 /// Answers Status.

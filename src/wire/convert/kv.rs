@@ -150,6 +150,8 @@ pub struct WholeScan {
     pub keys_max: u64,
     /// Bytes of keys and values at most.
     pub bytes_max: u64,
+    /// Whether it ends with its first cut, which is of one shard.
+    pub one_cut: bool,
 }
 
 /// Checks a Scan. A limit of 0 is none.
@@ -183,6 +185,7 @@ pub fn scan_of(request: v1::ScanRequest) -> Result<Meant<WholeScan>> {
             scan,
             keys_max,
             bytes_max,
+            one_cut: request.one_cut,
         },
         cluster,
     ))
@@ -291,7 +294,7 @@ pub fn batch_get_out(batch: BatchGet, cluster: Option<ClusterId>) -> v1::BatchGe
     }
 }
 
-/// A portion of a scan as it is sent: a scan with these limits.
+/// A portion of a scan as it is sent: a scan with these limits, of one cut.
 pub fn scan_out(scan: Scan, cluster: Option<ClusterId>) -> v1::ScanRequest {
     v1::ScanRequest {
         range: Some(range_out(scan.range)),
@@ -303,6 +306,7 @@ pub fn scan_out(scan: Scan, cluster: Option<ClusterId>) -> v1::ScanRequest {
         as_of: scan.as_of.unwrap_or_default().0,
         cluster_id: cluster_bytes(cluster),
         limit_bytes: scan.bytes_max.into(),
+        one_cut: true,
     }
 }
 
@@ -380,7 +384,7 @@ pub fn got_out(found: Option<Versioned>, answered: Answered) -> v1::GetResponse 
 /// Answers a BatchGet. Fails where the values are too much for one answer.
 pub fn batch_got_out(
     found: Vec<Option<Versioned>>,
-    answered: Answered,
+    answered: Vec<Answered>,
 ) -> Result<v1::BatchGetResponse> {
     let bytes = found
         .iter()
@@ -391,9 +395,10 @@ pub fn batch_got_out(
     let items = found.into_iter().map(|found| v1::BatchGetItem {
         found: found.map(versioned_out),
     });
+    let answered = answered.into_iter();
     Ok(v1::BatchGetResponse {
         items: items.collect(),
-        answered: Some(answered_out(answered, None)),
+        answered: answered.map(|one| answered_out(one, None)).collect(),
     })
 }
 
@@ -408,6 +413,7 @@ pub fn page_out(page: Page) -> v1::ScanResponse {
         items: items.collect(),
         resume: page.rest.map(range_out),
         as_of: page.as_of.0,
+        resume_as_of: page.rest_as_of.unwrap_or_default().0,
         answered: Some(answered_out(page.answered, None)),
     }
 }
@@ -555,15 +561,16 @@ pub fn got_of(response: v1::GetResponse) -> Result<(Option<Versioned>, Answered)
 pub fn batch_got_of(
     response: v1::BatchGetResponse,
     asked: usize,
-) -> Result<(Vec<Option<Versioned>>, Answered)> {
+) -> Result<(Vec<Option<Versioned>>, Vec<Answered>)> {
     if response.items.len() != asked {
         let reason = format!("{} answers to {asked} keys", response.items.len());
         return Err(Error::invalid("items", reason));
     }
-    let answered = answered_of(response.answered)?;
+    let answered = response.answered.into_iter();
+    let answered = answered.map(|one| answered_of(Some(one)));
     let items = response.items.into_iter();
     let found = items.map(|item| item.found.map(versioned_of));
-    Ok((found.collect(), answered))
+    Ok((found.collect(), answered.collect::<Result<_>>()?))
 }
 
 /// A portion of a scan.
@@ -580,6 +587,7 @@ pub fn page_of(response: v1::ScanResponse) -> Result<Page> {
         items: items.collect(),
         rest: rest.transpose()?,
         as_of: Timestamp(response.as_of),
+        rest_as_of: (response.resume_as_of != 0).then_some(Timestamp(response.resume_as_of)),
         answered: answered_of(response.answered)?,
     })
 }

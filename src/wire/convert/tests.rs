@@ -10,6 +10,7 @@ use crate::types::ClusterId;
 use crate::types::GroupId;
 use crate::types::Key;
 use crate::types::KeyRange;
+use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::RequestId;
@@ -27,6 +28,9 @@ use crate::types::request::Versioned;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
+use crate::types::shard::Epoch;
+use crate::types::shard::Replica;
+use crate::types::shard::ShardDescriptor;
 use crate::wire::convert::cluster;
 use crate::wire::convert::kv;
 use crate::wire::convert::placement;
@@ -37,8 +41,10 @@ use crate::wire::request::AppendResponse;
 use crate::wire::request::BatchGet;
 use crate::wire::request::Get;
 use crate::wire::request::Page;
+use crate::wire::request::Response;
 use crate::wire::request::Route;
 use crate::wire::request::Scan;
+use crate::wire::request::SplitShard;
 use crate::wire::status;
 
 /// Over the network and back.
@@ -146,6 +152,23 @@ fn versioned() -> impl Strategy<Value = Versioned> {
     (value(), stamp()).prop_map(|(value, version)| Versioned { value, version })
 }
 
+fn descriptor() -> impl Strategy<Value = ShardDescriptor> {
+    let replicas = vec((any::<u64>(), any::<u64>()), 0..4);
+    let parts = (any::<u64>(), range(), any::<u64>(), any::<u64>(), replicas);
+    parts.prop_map(|(id, range, conf, bounds, replicas)| ShardDescriptor {
+        id: ShardId(id),
+        range,
+        epoch: Epoch { conf, bounds },
+        replicas: replicas
+            .into_iter()
+            .map(|(id, node)| Replica {
+                id: ReplicaId(id),
+                node: NodeId(node),
+            })
+            .collect(),
+    })
+}
+
 fn position() -> impl Strategy<Value = Position> {
     (any::<u64>(), any::<u64>()).prop_map(|(term, index)| Position { term, index })
 }
@@ -228,6 +251,7 @@ proptest! {
         let whole = kv::WholeScan {
             keys_max: scan.keys_max.into(),
             bytes_max: scan.bytes_max.into(),
+            one_cut: true,
             scan: scan.clone(),
         };
         prop_assert_eq!(kv::scan_of(sent(&kv::scan_out(scan, cluster))), Ok((whole, cluster)));
@@ -237,15 +261,17 @@ proptest! {
     fn answers_come_in_as_they_went_out(
         found in vec(option::of(versioned()), 1..9), items in vec((key(), versioned()), 0..9),
         rest in option::of(range()), as_of in stamp(), answered in answered(), id in id(),
+        rest_as_of in option::of((1..=u64::MAX).prop_map(Timestamp)), second in answered(),
         version in stamp(), number in any::<u32>(), resume in option::of(key()),
     ) {
         let one = found[0].clone();
         let came = kv::got_of(sent(&kv::got_out(one.clone(), answered)));
         prop_assert_eq!(came, Ok((one, answered)));
-        let batch = kv::batch_got_out(found.clone(), answered).unwrap();
-        prop_assert_eq!(kv::batch_got_of(sent(&batch), found.len()), Ok((found, answered)));
+        let all = vec![answered, second];
+        let batch = kv::batch_got_out(found.clone(), all.clone()).unwrap();
+        prop_assert_eq!(kv::batch_got_of(sent(&batch), found.len()), Ok((found, all)));
         let items = items.into_iter().map(|(key, versioned)| KeyValue { key, versioned });
-        let page = Page { items: items.collect(), rest, as_of, answered };
+        let page = Page { items: items.collect(), rest, as_of, rest_as_of, answered };
         prop_assert_eq!(kv::page_of(sent(&kv::page_out(page.clone()))), Ok(page));
         let done = kv::Done { version, deleted: number, resume: resume.clone() };
         let range_done = kv::range_done_of(sent(&kv::range_done_out(done, answered, id)));
@@ -257,6 +283,19 @@ proptest! {
             let came = kv::written_of(sent(&kv::written_out(written, answered, id)));
             prop_assert_eq!(came, Ok((outcome, answered)));
         }
+    }
+
+    #[test]
+    fn splits_come_in_as_they_went_out(
+        shard in 1..=u64::MAX, at in key(), cluster in cluster_id(),
+        left in descriptor(), right in descriptor(),
+    ) {
+        let split = SplitShard { shard: ShardId(shard), at };
+        let came = cluster::split_of(sent(&cluster::split_out(split.clone(), cluster)));
+        prop_assert_eq!(came, Ok((split, cluster)));
+        let done = Response::SplitShard { left: left.clone(), right: right.clone() };
+        let came = cluster::split_done_of(sent(&cluster::split_done_out(left, right)));
+        prop_assert_eq!(came, Ok(done));
     }
 
     #[test]
@@ -330,6 +369,8 @@ fn read_as_everything(bytes: &[u8]) {
     read(bytes, kv::written_of);
     read(bytes, cluster::status_of);
     read(bytes, |message| cluster::transfer_of(&message).is_ok());
+    read(bytes, cluster::split_of);
+    read(bytes, cluster::split_done_of);
     read(bytes, transport::append_of);
     read(bytes, transport::appended_of);
     read(bytes, transport::vote_request_of);
