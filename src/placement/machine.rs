@@ -356,8 +356,13 @@ mod tests {
     use crate::engine::MemoryEngine;
     use crate::placement::command::PlacementAnswer;
     use crate::types::Incarnation;
+    use crate::types::KeyRange;
     use crate::types::NodeId;
+    use crate::types::ShardId;
     use crate::types::node::Member;
+    use crate::types::shard::Epoch;
+    use crate::types::shard::Replica;
+    use crate::types::shard::ShardDescriptor;
 
     use super::*;
 
@@ -444,6 +449,39 @@ mod tests {
         target.install(source.applied(), received).unwrap();
         assert_eq!(target.reader().state(), sender.reader().state());
         assert_eq!(target.applied().position.unwrap().index, 2999);
+    }
+
+    #[test]
+    fn an_example_of_format_one_is_read() {
+        let shard = ShardDescriptor {
+            id: ShardId(1),
+            range: KeyRange {
+                start: Bytes::new(),
+                end: Some("m".into()),
+            },
+            epoch: Epoch { conf: 1, bounds: 2 },
+            replicas: vec![Replica {
+                id: ReplicaId(41),
+                node: NodeId(4),
+            }],
+        };
+        let node = Member {
+            node_address: "a:1".into(),
+            ..member(4)
+        };
+        let state = PlacementState::formed(vec![node], vec![shard], 50);
+        let example = [
+            // The format; one member, made by change 1.
+            &[1, 1, 4][..],
+            &[4; 16],
+            b"\x02n4\x03a:1\x00\x01",
+            // One shard: id, range, epoch, one replica; made by change 2.
+            b"\x01\x01\x00\x01\x01m\x01\x02\x01\x29\x04\x02",
+            // The next number, and the last change.
+            &[50, 2],
+        ];
+        assert_eq!(decode_state(&example.concat()).unwrap(), state);
+        assert_eq!(encode_state(&state), example.concat());
     }
 
     #[test]
