@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::offload;
+use crate::machine::MachineError;
 use crate::node::registry::Registry;
 use crate::raft::Group;
 
@@ -20,17 +21,16 @@ const PORTIONS_MAX: usize = 64;
 /// Runs until `stop`. A failure ends the node, since the engine is poisoned then.
 pub async fn run(registry: Arc<Registry>, stop: CancellationToken) -> TaskResult {
     while stop.run_until_cancelled(sleep(ROUND)).await.is_some() {
-        for group in registry.groups() {
-            collect(group).await?;
-        }
+        let groups = registry.groups();
+        offload(move || groups.iter().try_for_each(collect)).await?;
     }
     Ok(())
 }
 
-async fn collect(group: Group) -> TaskResult {
+/// Blocks. Between two portions the replica applies what has arrived.
+fn collect(group: &Group) -> Result<(), MachineError> {
     for _ in 0..PORTIONS_MAX {
-        let owned = group.clone();
-        if !offload(move || owned.collect()).await? {
+        if !group.collect()? {
             return Ok(());
         }
     }

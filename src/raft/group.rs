@@ -248,12 +248,12 @@ impl Group {
     }
 
     /// Tells the group what a flush of the engine covers, read before the flush began, and lets it purge
-    /// its log behind that.
+    /// its log behind that. Costs an idle group nothing.
     pub async fn checkpointed(&self, applied: Applied) {
         let Some(position) = applied.position else {
             return;
         };
-        self.inner.hosted.checkpointed(applied);
+        let is_more = self.inner.hosted.checkpointed(applied);
         let raft = self.inner.raft();
         let (entries_kept, bytes_kept) = self.inner.kept;
         let log = self.inner.store.log();
@@ -262,7 +262,9 @@ impl Group {
         let upto = spare.min(outgoing.unwrap_or(u64::MAX));
         let purged = log.state().purged.map_or(0, |purged| purged.index);
         // Both fail only if the group has stopped, which its supervisor sees.
-        let _ = raft.trigger().snapshot().await;
+        if is_more {
+            let _ = raft.trigger().snapshot().await;
+        }
         if upto > purged {
             let _ = raft.trigger().purge_log(upto).await;
         }

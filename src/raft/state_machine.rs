@@ -106,15 +106,18 @@ impl Hosted {
         self.applied.subscribe()
     }
 
-    pub(super) fn checkpointed(&self, applied: Applied) {
+    /// Notes what a flush covers; true when it is more than was known.
+    pub(super) fn checkpointed(&self, applied: Applied) -> bool {
         let mut checkpointed = self
             .checkpointed
             .lock()
             .expect("nothing panics under this lock");
         // A snapshot may have been installed since the position was read.
-        if applied.position > checkpointed.position {
+        let is_more = applied.position > checkpointed.position;
+        if is_more {
             *checkpointed = applied;
         }
+        is_more
     }
 
     /// Works on the machine, which stands still meanwhile. Blocks. A failure ends the process.
