@@ -138,6 +138,7 @@ fn run_all(folder: &str, start: impl Fn(Store) -> Box<dyn Script>) {
     assert!(!files.is_empty(), "no scripts in {}", folder.display());
     for file in files {
         let script = fs::read_to_string(&file).unwrap();
+        assert!(!script.trim().is_empty(), "{} is empty", file.display());
         let on_memory = rewritten(&script, &mut *start(Store::memory()));
         let on_sled = rewritten(&script, &mut *start(Store::sled()));
         let name = file.display();
