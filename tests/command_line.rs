@@ -864,14 +864,22 @@ async fn an_import_writes_shard_by_shard_and_outlives_a_split() {
 
     // Writes of what was one shard are refused, and their records stored one by one.
     let splits = async {
-        for at in ["k0100", "k0200", "k0300", "k0400", "k0600", "k0700"] {
-            tokio::task::yield_now().await;
-            cluster.split(at);
+        for number in 1..10 {
+            while cluster.state().versions.len() < 1_000 + 100 * number {
+                tokio::task::yield_now().await;
+            }
+            // Through the middle of what is being stored.
+            cluster.split(format!("k{:04}", 100 * number + 64));
         }
+        std::future::pending::<Said>().await
     };
-    let (said, ()) = tokio::join!(typed_reading(&cluster, &words, all.as_bytes()), splits);
+    let said = tokio::select! {
+        said = typed_reading(&cluster, &words, all.as_bytes()) => said,
+        said = splits => said,
+    };
     assert_eq!(said.code, 0, "{}", said.err);
     assert_eq!(cluster.state().versions.len(), 2_000);
+    assert!(cluster.state().shards.len() > 5);
 }
 
 #[tokio::test(start_paused = true)]
