@@ -1,5 +1,6 @@
-//! The containers of `deploy/compose.yaml`: the machine's own package index is imported while the
-//! leader's container is killed again and again, and comes out as it went in.
+//! The containers of `deploy/compose.yaml`: the machine's own package index is imported into 16 shards
+//! while the container of the node that leads most of them is killed again and again, and comes out as
+//! it went in.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,6 +21,7 @@ use quorate::testkit::processes::ready_status;
 use quorate::testkit::workload::Nodes;
 use support::READY;
 
+const SHARDS: usize = 16;
 const KILLS: usize = 10;
 /// Kills must fall into the import; a whole index then takes a bit over a minute.
 const RECORDS_PER_SECOND: &str = "700";
@@ -44,6 +46,7 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
     );
 
     let mut containers = Containers::up().await;
+    split(&records);
     let import = quorate(&["import", "--rate", RECORDS_PER_SECOND])
         .arg(&input)
         .spawn();
@@ -68,6 +71,25 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
     let exported = quorate(&["export"]).arg(&output).status().unwrap();
     assert!(exported.success(), "the export ended with {exported}");
     compare(&records, &read_lines(&output));
+}
+
+/// Cuts the one shard into [`SHARDS`] with about as many records each.
+fn split(records: &Records) {
+    let each = records.len() / SHARDS;
+    let firsts = records.keys().step_by(each).skip(1).take(SHARDS - 1);
+    let mut split = quorate(&["shard", "split"]);
+    for first in firsts {
+        split.args(["--at", str::from_utf8(first).unwrap()]);
+    }
+    let done = split.output().unwrap();
+    assert!(
+        done.status.success(),
+        "the split ended with {}",
+        said(&done)
+    );
+    let list = quorate(&["shard", "list", "-o", "json"]).output().unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(list["shards"].as_array().unwrap().len(), SHARDS, "{list}");
 }
 
 /// The import; killed when the test ends before it.
@@ -242,7 +264,7 @@ impl Containers {
         containers
     }
 
-    /// Waits until all are ready, kills the leader's container and starts it again.
+    /// Waits until all are ready, kills the container of the node that leads most shards and starts it again.
     async fn kill_and_restart_leader(&mut self) {
         let leader = self.leader().await;
         let id = compose(&["ps", "--quiet", &format!("n{}", leader + 1)]);
@@ -255,22 +277,24 @@ impl Containers {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 
-    /// The node that leads the shard, once all three are ready.
+    /// The node that leads most shards, once all three are ready.
     async fn leader(&self) -> usize {
         let deadline = tokio::time::Instant::now() + READY;
         loop {
-            let mut leader = None;
+            let mut leading = BTreeMap::new();
             let mut missing = Vec::new();
             for node in &self.nodes {
                 match ready_status(node).await {
-                    Ok(status) if support::shard(&status).role == "leader" => {
-                        leader = Some(support::number(&status));
+                    Ok(status) => {
+                        let groups = status.groups.iter();
+                        let led = groups.filter(|group| group.role == "leader").count();
+                        leading.insert(support::number(&status), led);
                     }
-                    Ok(_) => {}
                     Err(why) => missing.push(why),
                 }
             }
-            if let Some(leader) = leader.filter(|_| missing.is_empty()) {
+            let most = leading.into_iter().max_by_key(|(_, led)| *led);
+            if let Some((leader, _)) = most.filter(|_| missing.is_empty()) {
                 return leader;
             }
             assert!(

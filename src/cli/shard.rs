@@ -171,16 +171,16 @@ left out where it is zero. So --prefix '' --count 4 cuts at the bytes 40, 80 and
 use few of these bytes: then --at fits better.
 
 Example:
-  quorate shard split s1 --at user/m
+  quorate shard split --at user/g --at user/p
   quorate shard split s1 --hex --at 80
   quorate shard split --prefix blob/ --count 16")]
 struct SplitArgs {
-    /// The shard, such as s1
-    #[arg(value_parser = text::decode_shard, required_unless_present = "prefix", requires = "at")]
+    /// The shard, such as s1, for one cut; the one that holds the key when not given
+    #[arg(value_parser = text::decode_shard, requires = "at")]
     shard: Option<ShardId>,
-    /// First key of the right half
-    #[arg(long, value_name = "KEY", requires = "shard")]
-    at: Option<String>,
+    /// First key of the right half; may be given several times
+    #[arg(long, value_name = "KEY", required_unless_present = "prefix")]
+    at: Vec<String>,
     /// Cut the keys that begin with this into even parts, whatever shards they are in
     #[arg(long, value_name = "KEY", conflicts_with_all = ["shard", "at"], requires = "count")]
     prefix: Option<String>,
@@ -199,14 +199,20 @@ struct SplitArgs {
 
 async fn split(args: SplitArgs, context: &Context) -> Result<(), Failure> {
     let encoding = &args.encoding;
-    let cuts = match (&args.at, &args.prefix) {
-        (Some(at), _) => vec![encoding.decode("--at", at)?],
-        (None, Some(prefix)) => {
+    let cuts = match &args.prefix {
+        Some(prefix) => {
             let prefix = encoding.decode("--prefix", prefix)?;
             even_keys(&prefix, args.count.unwrap_or(2))?
         }
-        (None, None) => return Err(Failure::bad_input("--at or --prefix is needed")),
+        None => {
+            let keys = args.at.iter().map(|at| encoding.decode("--at", at));
+            keys.collect::<Result<Vec<Key>, Failure>>()?
+        }
     };
+    if args.shard.is_some() && cuts.len() > 1 {
+        let reason = "a shard is named for one cut: its right half is another shard";
+        return Err(Failure::bad_input(reason));
+    }
     let mut knife = Knife {
         admin: context.admin()?,
         each: each(context),
