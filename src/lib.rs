@@ -3,8 +3,8 @@
 //! A *shard* is a range of keys that moves as one. Each is replicated by a Raft *group* of its own; a
 //! *replica* is one node's copy of it. The *placement* group, replicated in the same way, knows the nodes
 //! and where the shards are. Every *node* is one process with one log for all its replicas and one engine
-//! that holds what the log has done. Today a cluster has the placement group and one shard over all keys;
-//! everything that is stored or sent is made for many.
+//! that holds what the log has done. A cluster begins with the placement group and one shard over all keys;
+//! every further shard is split off another.
 //!
 //! # What the system promises
 //!
@@ -30,9 +30,22 @@
 //! mvcc, engine                 the versions and the applied position in one atomic batch
 //! ```
 //!
-//! The outcome goes back the same way. A linearizable get asks [`node::barrier`] for a position first
+//! Which shard holds a key is looked up at each step, by whoever is there: the client's routes and the
+//! entering node's ([`node::routes`]) are hints, the replica's own row decides, and a refusal says what is
+//! current. The outcome goes back the same way. A linearizable get asks [`node::barrier`] for a position first
 //! and reads when that is applied here. A crash takes at most what was not flushed from the engine; the log
 //! gives it back, since a log entry is given up only behind a flush ([`node::checkpoint`]).
+//!
+//! # One split
+//!
+//! ```text
+//! server::host, node::splitter  on the shard's leader: ids from placement, the epoch it was planned at
+//! node::proposer                one entry, stamped like a write
+//! shard::split                  applied on every replica: one batch shrinks the shard, raises its epoch and
+//!                               writes the child's first row. No key moves.
+//! node::keeper, node::opener    each node starts the child; the one that leads the parent stands for
+//!                               election at once
+//! ```
 //!
 //! # The modules
 //!
