@@ -334,6 +334,11 @@ fn wanted(request: &Request) -> Wanted {
         }
         // Any node knows as much.
         Request::Locate(_) => return Wanted::Any,
+        Request::AddReplica(add) => return Wanted::LeaderOf(GroupId::Shard(add.shard)),
+        Request::RemoveReplica(name) | Request::Membership(name) => {
+            return Wanted::LeaderOf(GroupId::Shard(name.shard));
+        }
+        Request::CreateReplica(_) | Request::ReplicaLeft(_) => return Wanted::Any,
     };
     match read {
         ReadKind::Linearizable => Wanted::LeaderOfKey(key),
@@ -365,7 +370,12 @@ fn answered(response: &Response) -> Option<&Answered> {
         | Response::Placement(_)
         | Response::Report(_)
         | Response::Locate(_)
-        | Response::Routes(..) => None,
+        | Response::Routes(..)
+        | Response::CreateReplica(_)
+        | Response::Membership(..)
+        | Response::ReplicaLeft
+        | Response::AddReplica(_)
+        | Response::RemoveReplica(_) => None,
     }
 }
 

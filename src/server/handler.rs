@@ -153,7 +153,12 @@ fn kind(request: &Request) -> RequestKind {
         | Request::Placement(_)
         | Request::Report(_)
         | Request::Locate(_)
-        | Request::Routes(_) => RequestKind::Control,
+        | Request::Routes(_)
+        | Request::CreateReplica(_)
+        | Request::Membership(_)
+        | Request::ReplicaLeft(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => RequestKind::Control,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -235,6 +240,17 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
         Request::Join(_) | Request::Locate(_) | Request::Routes(_) => {
             Err(Error::unavailable("this node", "routes are not served yet"))
         }
+        Request::CreateReplica(create) => {
+            let creation = host.keeper.create(create).await?;
+            Ok(Response::CreateReplica(creation))
+        }
+        Request::Membership(_)
+        | Request::ReplicaLeft(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => Err(Error::unavailable(
+            "this node",
+            "changes of replicas are not served yet",
+        )),
         Request::Form(_) => Err(Error::Internal(
             "forming is answered before this".to_string(),
         )),
@@ -259,7 +275,12 @@ fn first_key(request: &Request) -> Option<&Key> {
         | Request::Placement(_)
         | Request::Report(_)
         | Request::Locate(_)
-        | Request::Routes(_) => None,
+        | Request::Routes(_)
+        | Request::CreateReplica(_)
+        | Request::Membership(_)
+        | Request::ReplicaLeft(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => None,
     }
 }
 

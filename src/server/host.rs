@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::node::keeper::KeeperHandle;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
@@ -47,6 +48,8 @@ pub struct Host {
     pub placement: PlacementClient,
     /// Its replicas.
     pub registry: Arc<Registry>,
+    /// Who makes and destroys them.
+    pub keeper: KeeperHandle,
     /// The way to the others.
     pub channel: Arc<dyn Channel>,
     /// When it started.

@@ -220,6 +220,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         home: Home::new(layout.shard),
         placement,
         registry: Arc::clone(&stores.registry),
+        keeper: stores.keeper.clone(),
         channel,
         started: Instant::now(),
         space,
