@@ -164,7 +164,8 @@ impl Boot {
         // What is read now may be in memory only; a checkpoint may build on it, so it is flushed first.
         let flushed = Arc::clone(&engine);
         offload(move || flushed.flush()).await?;
-        self.start_tasks(&registry, &engine, (&checkpoints, waiting), tasks);
+        let stores = (&engine, &opener.slots);
+        self.start_tasks(&registry, stores, (&checkpoints, waiting), tasks);
         let (handle, orders) = KeeperHandle::new();
         let mut keeper = Keeper::new(opener, tasks.branch(), seeded, orders);
         keeper.start_all(found.ready, &found.committed).await?;
@@ -278,7 +279,7 @@ impl Boot {
     fn start_tasks(
         &self,
         registry: &Arc<Registry>,
-        engine: &Arc<dyn Engine>,
+        (engine, slots): (&Arc<dyn Engine>, &Arc<Slots>),
         (checkpoints, waiting): (&Checkpoints, mpsc::Receiver<oneshot::Sender<()>>),
         tasks: &mut TaskSet,
     ) {
@@ -289,8 +290,8 @@ impl Boot {
             interval: self.checkpoint_interval,
         };
         tasks.spawn("checkpoint", |stop| checkpointer.run(waiting, stop));
-        let collected = Arc::clone(registry);
-        tasks.spawn("collector", |stop| collector::run(collected, stop));
+        let (collected, slots) = (Arc::clone(registry), Arc::clone(slots));
+        tasks.spawn("collector", |stop| collector::run(collected, slots, stop));
     }
 }
 

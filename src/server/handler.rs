@@ -24,6 +24,7 @@ use crate::error::Advice;
 use crate::error::Effect;
 use crate::error::Error;
 use crate::error::Result;
+use crate::node::change_step::Change;
 use crate::node::formation_driver::FormationHandle;
 use crate::node::replica::Replica;
 use crate::server::host::Host;
@@ -32,9 +33,11 @@ use crate::telemetry::metrics::Outcome;
 use crate::telemetry::metrics::RequestKind;
 use crate::types::ClusterId;
 use crate::types::Key;
+use crate::types::ShardId;
 use crate::types::log::Vote;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
+use crate::types::shard::ShardDescriptor;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::Call;
@@ -241,20 +244,60 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             Err(Error::unavailable("this node", "routes are not served yet"))
         }
         Request::CreateReplica(create) => {
-            let creation = host.keeper.create(create).await?;
+            let creation = host.create_replica(create).await?;
             Ok(Response::CreateReplica(creation))
         }
-        Request::Membership(_)
-        | Request::ReplicaLeft(_)
-        | Request::AddReplica(_)
-        | Request::RemoveReplica(_) => Err(Error::unavailable(
-            "this node",
-            "changes of replicas are not served yet",
-        )),
+        Request::Membership(name) => {
+            let (standing, shard) = host.standing(name).await?;
+            Ok(Response::Membership(standing, shard))
+        }
+        Request::ReplicaLeft(name) => {
+            host.hints.may_have_left(name.replica);
+            Ok(Response::ReplicaLeft)
+        }
+        Request::AddReplica(add) => {
+            let (request, change) = (Request::AddReplica(add), Change::Add { node: add.node });
+            let shard = change_replicas(host, (add.shard, change), request, until, once).await?;
+            Ok(Response::AddReplica(shard))
+        }
+        Request::RemoveReplica(name) => {
+            let (request, replica) = (Request::RemoveReplica(name), name.replica);
+            let change = Change::Remove { replica };
+            let shard = change_replicas(host, (name.shard, change), request, until, once).await?;
+            Ok(Response::RemoveReplica(shard))
+        }
         Request::Form(_) => Err(Error::Internal(
             "forming is answered before this".to_string(),
         )),
     }
+}
+
+/// A change of a shard's replicas, which the shard's leader makes, wherever it is.
+async fn change_replicas(
+    host: &Host,
+    (shard, change): (ShardId, Change),
+    request: Request,
+    until: Instant,
+    once: bool,
+) -> Result<ShardDescriptor> {
+    let left = || until.saturating_duration_since(Instant::now());
+    let changed = persist(once, until, async || {
+        let answer = match host.changes.change(shard, change).await {
+            Err(Error::NotLeader {
+                leader: Some(leader),
+                ..
+            }) if !once => host.forward(leader, request.clone(), left()).await,
+            Err(Error::NotFound { .. }) if !once => host.ask_home(request.clone(), until).await,
+            outcome => return outcome,
+        };
+        match answer? {
+            Response::AddReplica(shard) | Response::RemoveReplica(shard) => Ok(shard),
+            other => Err(Error::Internal(format!(
+                "a change of replicas was answered with {other:?}"
+            ))),
+        }
+    });
+    changed.await
 }
 
 /// The key by which the shard of a request is found; `None` where it is not for a shard.

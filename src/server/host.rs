@@ -11,7 +11,9 @@ use tokio::time::Instant;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::node::changes::Changes;
 use crate::node::keeper::KeeperHandle;
+use crate::node::orphans::Hints;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
@@ -28,10 +30,14 @@ use crate::types::request::WriteKind;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
+use crate::wire::request::CreateReplica;
+use crate::wire::request::Creation;
 use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::ReplicaName;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
+use crate::wire::request::Standing;
 use crate::wire::request::StatusQuery;
 
 /// Everything that requests need of a node.
@@ -50,6 +56,10 @@ pub struct Host {
     pub registry: Arc<Registry>,
     /// Who makes and destroys them.
     pub keeper: KeeperHandle,
+    /// Who changes the replicas of the shards led from here.
+    pub changes: Changes,
+    /// Who asks whether replicas here still belong to their groups.
+    pub hints: Hints,
     /// The way to the others.
     pub channel: Arc<dyn Channel>,
     /// When it started.
@@ -191,6 +201,39 @@ impl Host {
             GroupId::Shard(shard) => self.registry.shard(shard)?.read_position().await,
             GroupId::Placement => self.registry.group(group)?.read_position().await,
         }
+    }
+
+    /// Makes a replica here. Where an earlier one of the same shard is in the way, it may have left the
+    /// group without hearing of it.
+    pub async fn create_replica(&self, create: CreateReplica) -> Result<Creation> {
+        let (shard, replica) = (create.descriptor.id, create.replica);
+        let creation = self.keeper.create(create).await?;
+        match self.registry.shard(shard) {
+            Ok(other) if creation == Creation::NotYet && other.group().replica() != replica => {
+                self.hints.may_have_left(other.group().replica());
+            }
+            Ok(_) | Err(_) => {}
+        }
+        Ok(creation)
+    }
+
+    /// Whether a replica belongs to its shard, and the shard. Only a leader answers, after a round to a
+    /// quorum: what it says may destroy the replica.
+    pub async fn standing(&self, name: ReplicaName) -> Result<(Standing, ShardDescriptor)> {
+        let replica = self.registry.shard(name.shard)?;
+        let group = replica.group();
+        let position = replica.read_position().await?;
+        group.wait_applied(position).await?;
+        let shard = replica.reader().descriptor();
+        let is_member = group.membership().nodes.contains_key(&name.replica)
+            || shard.replicas.iter().any(|known| known.id == name.replica);
+        // Looked at behind the membership: a change that ended between the two is still recent.
+        let standing = match is_member {
+            true => Standing::Member,
+            false if self.changes.is_recent(group.id()) => Standing::NotYet,
+            false => Standing::Stranger,
+        };
+        Ok((standing, shard))
     }
 
     /// What the node says about itself.

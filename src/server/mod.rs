@@ -37,6 +37,7 @@ use crate::env::tasks::offload;
 use crate::node::boot::Boot;
 use crate::node::boot::BootError;
 use crate::node::boot::Stores;
+use crate::node::changes::Changer;
 use crate::node::formation::Formed;
 use crate::node::formation::InitialLayout;
 use crate::node::formation::layout;
@@ -45,6 +46,7 @@ use crate::node::formation_driver::FormationError;
 use crate::node::formation_driver::Setup;
 use crate::node::identity::DataDirectory;
 use crate::node::identity::IdentityError;
+use crate::node::orphans::Orphans;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::raft;
@@ -212,6 +214,21 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         Arc::clone(&stores.registry),
         Arc::clone(&channel),
     );
+    let (changes, changer) = Changer::new(
+        Arc::clone(&stores.registry),
+        placement.clone(),
+        Arc::clone(&channel),
+    );
+    tasks.spawn("changes of replicas", |stop| changer.run(stop));
+    let nodes: Vec<NodeId> = layout.members.iter().map(|member| member.id).collect();
+    let (hints, orphans) = Orphans::new(
+        me.node,
+        Arc::clone(&stores.registry),
+        stores.keeper.clone(),
+        Arc::clone(&channel),
+        Arc::new(move || nodes.clone()),
+    );
+    tasks.spawn("orphans", |stop| orphans.run(stop));
     handler.open(Host {
         identity: me,
         member: member
@@ -221,6 +238,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         placement,
         registry: Arc::clone(&stores.registry),
         keeper: stores.keeper.clone(),
+        changes,
+        hints,
         channel,
         started: Instant::now(),
         space,
