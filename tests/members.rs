@@ -118,7 +118,7 @@ async fn a_change_whose_leader_is_killed_is_finished_by_the_next() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
     let writers = support::write(&rig.nodes, "killed/", 4);
     support::answered(&writers, 200, "before the change").await;
-    for (round, delay_ms) in [0, 15, 40, 80, 150, 300].into_iter().enumerate() {
+    for (round, delay_ms) in [0, 10, 20, 30, 50, 80, 120, 200].into_iter().enumerate() {
         let (leader, follower) = roles(&mut rig).await;
         let old = replica_on(&mut rig, follower).await;
         let asked = begin(&rig, leader, remove_request(old));
@@ -139,6 +139,11 @@ async fn a_change_whose_leader_is_killed_is_finished_by_the_next() {
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         restart(&mut rig, leader).await;
         let _ = asked.await;
+        let again = add(&rig, follower, follower).await;
+        assert!(
+            matches!(again, Ok(_) | Err(Error::Invalid { .. })),
+            "round {round}: {again:?}"
+        );
         until(&mut rig, follower, "it follows as a voter", |group| {
             group.is_some_and(|group| group.role != "learner" && group.applied_index > 0)
         })

@@ -59,7 +59,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const JOINT_MAX: Duration = Duration::from_secs(1);
 /// And have a learner for so long that nobody here is adding.
 const LEARNER_MAX: Duration = Duration::from_secs(10);
-/// For so long after a change a replica that is no member is not told that it never will be one.
+/// For so long after a change the replica that it adds is not told that it will never be a member, and the
+/// same change asked for again is answered with its outcome.
 const AFTERMATH: Duration = Duration::from_secs(10);
 /// How long a new replica may take to catch up before it is removed again.
 const CATCH_UP_MAX: Duration = Duration::from_secs(600);
@@ -80,7 +81,7 @@ const HANDOVER_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Changes {
     orders: mpsc::Sender<Order>,
-    recent: Arc<Recent>,
+    candidates: Arc<Candidates>,
 }
 
 struct Order {
@@ -111,38 +112,56 @@ impl Changes {
         outcome.unwrap_or_else(|_| Err(Error::unavailable("the node", "it is stopping")))
     }
 
-    /// Whether a change of the group is under way here, or was less than 10 s ago: who is no member of it
-    /// may be about to become one.
-    pub fn is_recent(&self, group: GroupId) -> bool {
-        self.recent.has(group)
+    /// Whether a change that makes this replica a member is under way here, or was less than 10 s ago.
+    /// Nobody else can become a member as long as this node leads the group.
+    pub fn may_become_member(&self, replica: ReplicaId) -> bool {
+        self.candidates.has(replica)
     }
 }
 
-/// The changes under way and of the last seconds.
+/// The replicas that are being added, and those of the last seconds.
 #[derive(Default)]
-struct Recent {
-    /// When each ended; `None`: it has not.
-    ended: Mutex<BTreeMap<GroupId, Option<Instant>>>,
+struct Candidates {
+    /// When the change of each ended; `None`: it has not.
+    ended: Mutex<BTreeMap<ReplicaId, Option<Instant>>>,
 }
 
-impl Recent {
-    fn has(&self, group: GroupId) -> bool {
-        let ended = self.lock().get(&group).copied();
-        ended.is_some_and(|ended| ended.is_none_or(|ended| ended.elapsed() < AFTERMATH))
+impl Candidates {
+    fn has(&self, replica: ReplicaId) -> bool {
+        let ended = self.lock().get(&replica).copied();
+        ended.is_some_and(is_recent)
     }
 
-    fn began(&self, group: GroupId) {
-        self.lock().insert(group, None);
-    }
-
-    fn ended(&self, group: GroupId) {
+    /// Counts the replica as a candidate until the guard is dropped, and a while longer.
+    fn expect(self: &Arc<Self>, replica: ReplicaId) -> Expected {
         let mut known = self.lock();
-        known.retain(|_, ended| ended.is_none_or(|ended| ended.elapsed() < AFTERMATH));
-        known.insert(group, Some(Instant::now()));
+        known.retain(|_, ended| is_recent(*ended));
+        known.insert(replica, None);
+        Expected {
+            candidates: Arc::clone(self),
+            replica,
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Option<Instant>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Option<Instant>>> {
         self.ended.lock().expect("nothing panics under this lock")
+    }
+}
+
+fn is_recent(ended: Option<Instant>) -> bool {
+    ended.is_none_or(|ended| ended.elapsed() < AFTERMATH)
+}
+
+/// A replica that is being added.
+struct Expected {
+    candidates: Arc<Candidates>,
+    replica: ReplicaId,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let now = Some(Instant::now());
+        self.candidates.lock().insert(self.replica, now);
     }
 }
 
@@ -169,11 +188,10 @@ struct Ended {
 pub struct Changer {
     worker: Worker,
     orders: mpsc::Receiver<Order>,
-    recent: Arc<Recent>,
     under_way: BTreeMap<GroupId, Running>,
     work: FuturesUnordered<BoxFuture<'static, Ended>>,
     /// The last change of each group that succeeded in the last seconds.
-    done: BTreeMap<GroupId, (Change, ShardDescriptor)>,
+    done: BTreeMap<GroupId, (Change, ShardDescriptor, Instant)>,
     unsettled: BTreeMap<GroupId, (Unsettled, Instant)>,
 }
 
@@ -185,21 +203,21 @@ impl Changer {
         channel: Arc<dyn Channel>,
     ) -> (Changes, Changer) {
         let (orders, waiting) = mpsc::channel(CHANGES_MAX);
-        let recent = Arc::new(Recent::default());
+        let candidates = Arc::new(Candidates::default());
         let changer = Changer {
             worker: Worker {
                 registry,
                 placement,
                 channel,
+                candidates: Arc::clone(&candidates),
             },
             orders: waiting,
-            recent: Arc::clone(&recent),
             under_way: BTreeMap::new(),
             work: FuturesUnordered::new(),
             done: BTreeMap::new(),
             unsettled: BTreeMap::new(),
         };
-        (Changes { orders, recent }, changer)
+        (Changes { orders, candidates }, changer)
     }
 
     /// Runs until `stop`, which leaves what is under way half-way, as a crash does.
@@ -232,7 +250,7 @@ impl Changer {
             Err(error) => return answer(order.done, Err(error)),
         };
         match self.done.get(&group) {
-            Some((change, shard))
+            Some((change, shard, _))
                 if *change == order.change && *shard == replica.reader().descriptor() =>
             {
                 answer(order.done, Ok(shard.clone()));
@@ -240,7 +258,17 @@ impl Changer {
             Some(_) | None if self.under_way.len() >= CHANGES_MAX => {
                 answer(order.done, Err(overloaded()));
             }
-            Some(_) | None => self.start(replica, order.change, vec![order.done]),
+            Some(_) | None => self.start_or_refuse(replica, order.change, order.done),
+        }
+    }
+
+    /// What is refused at once is not under way for a moment either: callers that ask again and again
+    /// must not keep an unfinished change from being found.
+    fn start_or_refuse(&mut self, replica: Replica, change: Change, done: Done) {
+        let group = replica.group();
+        match next_step(&group.membership(), group.replica(), change) {
+            Ok(_) => self.start(replica, change, vec![done]),
+            Err(refusal) => answer(done, Err(refused(group.id(), refusal))),
         }
     }
 
@@ -264,14 +292,12 @@ impl Changer {
         waiters: Vec<Done>,
         work: BoxFuture<'static, Ended>,
     ) {
-        self.recent.began(group);
         self.unsettled.remove(&group);
         self.under_way.insert(group, Running { change, waiters });
         self.work.push(work);
     }
 
     fn end(&mut self, Ended { group, outcome }: Ended) {
-        self.recent.ended(group);
         let running = self.under_way.remove(&group);
         let running = running.expect("it was put there when the work began");
         match &outcome {
@@ -279,7 +305,8 @@ impl Changer {
             Err(error) => warn!(%group, change = ?running.change, %error, "change of replicas"),
         }
         if let (Ok(Some(shard)), Some(change)) = (&outcome, running.change) {
-            self.done.insert(group, (change, shard.clone()));
+            self.done
+                .insert(group, (change, shard.clone(), Instant::now()));
         }
         for waiter in running.waiters {
             let shard = outcome.clone().and_then(|shard| {
@@ -291,8 +318,7 @@ impl Changer {
 
     /// Finishes what other leaders have left.
     fn look(&mut self) {
-        let recent = &self.recent;
-        self.done.retain(|group, _| recent.has(*group));
+        self.done.retain(|_, (_, _, ended)| is_recent(Some(*ended)));
         for group in self.worker.registry.groups() {
             match unsettled(&group).filter(|_| !self.under_way.contains_key(&group.id())) {
                 Some(found) => self.settle(group, found),
@@ -364,6 +390,7 @@ struct Worker {
     registry: Arc<Registry>,
     placement: PlacementClient,
     channel: Arc<dyn Channel>,
+    candidates: Arc<Candidates>,
 }
 
 impl Worker {
@@ -377,6 +404,7 @@ impl Worker {
     async fn change(&self, replica: &Replica, asked: Change) -> Result<ShardDescriptor> {
         let group = replica.group();
         let mut leaving = None;
+        let mut expected = None;
         let mut change = asked;
         loop {
             check_leads(group)?;
@@ -388,8 +416,11 @@ impl Worker {
             match step.map_err(|refusal| refused(group.id(), refusal))? {
                 Step::Done => break,
                 Step::Create { node } => {
-                    let replica = self.add(replica, node).await?;
-                    change = Change::Promote { replica };
+                    let added = ReplicaId(self.placement.take_ids(1).await?);
+                    expected = Some(self.candidates.expect(added));
+                    self.add(replica, shard::Replica { id: added, node })
+                        .await?;
+                    change = Change::Promote { replica: added };
                 }
                 Step::Promote { learner, voters } => {
                     catch_up(group, learner).await?;
@@ -401,6 +432,7 @@ impl Worker {
                 Step::HandOver => return Err(hand_over(group).await?),
             }
         }
+        drop(expected);
         let shard = replica.reader().descriptor();
         if let (Change::Remove { replica }, Some(node)) = (change, leaving) {
             self.tell_that_it_left(shard.id, replica, node).await;
@@ -408,22 +440,25 @@ impl Worker {
         Ok(shard)
     }
 
-    /// Makes a replica on a node and adds it as a learner; gives its id, which nobody has had before: one
-    /// that was made by an attempt that failed may have ended.
-    async fn add(&self, leader: &Replica, node: NodeId) -> Result<ReplicaId> {
-        let id = ReplicaId(self.placement.take_ids(1).await?);
+    /// Makes a replica on its node and adds it as a learner. Its id is new: one that an earlier attempt
+    /// made may have ended. That nobody else has led the group meanwhile is checked, since whoever did may
+    /// have told the replica that it does not belong.
+    async fn add(&self, leader: &Replica, added: shard::Replica) -> Result<()> {
+        let group = leader.group();
+        let began = *group.leadership().borrow();
         let create = CreateReplica {
             descriptor: leader.reader().descriptor(),
-            replica: id,
+            replica: added.id,
         };
-        let made = timeout(ROOM_MAX, self.create(node, create)).await;
+        let made = timeout(ROOM_MAX, self.create(added.node, create)).await;
         made.unwrap_or_else(|_| {
             let reason = "another replica there still holds keys of the shard";
-            Err(Error::unavailable(node, reason))
+            Err(Error::unavailable(added.node, reason))
         })?;
-        let replica = shard::Replica { id, node };
-        leader.group().add_learner(replica).await?;
-        Ok(id)
+        if *group.leadership().borrow() != began {
+            return Err(Error::unavailable(group.id(), "its leader has changed"));
+        }
+        group.add_learner(added).await
     }
 
     async fn create(&self, node: NodeId, create: CreateReplica) -> Result<()> {

@@ -227,10 +227,10 @@ impl Host {
         let shard = replica.reader().descriptor();
         let is_member = group.membership().nodes.contains_key(&name.replica)
             || shard.replicas.iter().any(|known| known.id == name.replica);
-        // Looked at behind the membership: a change that ended between the two is still recent.
+        // Looked at behind the membership: a change that ended between the two still counts.
         let standing = match is_member {
             true => Standing::Member,
-            false if self.changes.is_recent(group.id()) => Standing::NotYet,
+            false if self.changes.may_become_member(name.replica) => Standing::NotYet,
             false => Standing::Stranger,
         };
         Ok((standing, shard))

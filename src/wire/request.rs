@@ -443,7 +443,7 @@ pub struct ReplicaName {
 pub enum Standing {
     /// It is a voter or a learner.
     Member,
-    /// It is neither, but the members are being changed or were a moment ago: it may become one.
+    /// It is neither, but it is being added, or was a moment ago: it may become one.
     NotYet,
     /// It is neither and never will be.
     Stranger,
