@@ -60,11 +60,14 @@ use quorate::wire::proto::v1;
 use quorate::wire::proto::v1::kv_client::KvClient;
 use quorate::wire::proto::v1::placement_client::PlacementClient;
 use quorate::wire::request::APPENDS_IN_FLIGHT_MAX;
+use quorate::wire::request::AddReplica;
 use quorate::wire::request::AppendRequest;
 use quorate::wire::request::AppendResponse;
 use quorate::wire::request::BatchGet;
 use quorate::wire::request::Call;
 use quorate::wire::request::Channel;
+use quorate::wire::request::CreateReplica;
+use quorate::wire::request::Creation;
 use quorate::wire::request::FormRequest;
 use quorate::wire::request::FormResponse;
 use quorate::wire::request::Founder;
@@ -74,6 +77,7 @@ use quorate::wire::request::JoinRequest;
 use quorate::wire::request::JoinResponse;
 use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Page;
+use quorate::wire::request::ReplicaName;
 use quorate::wire::request::Report;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
@@ -83,6 +87,7 @@ use quorate::wire::request::Service;
 use quorate::wire::request::ShardRoute;
 use quorate::wire::request::SnapshotHeader;
 use quorate::wire::request::SplitShard;
+use quorate::wire::request::Standing;
 use quorate::wire::request::StatusQuery;
 use quorate::wire::request::TakeLead;
 use quorate::wire::request::TransferLeader;
@@ -302,6 +307,22 @@ impl Fake {
                 Some(answer) => answer?,
                 None => Response::Routes(0, vec![shard_route(Some(NodeId(1)))]),
             },
+            Request::CreateReplica(create) => Response::CreateReplica(match create.replica.0 {
+                1 => Creation::Open,
+                2 => Creation::Gone,
+                _ => Creation::NotYet,
+            }),
+            Request::Membership(name) => {
+                let standing = match name.replica.0 {
+                    1 => Standing::Member,
+                    2 => Standing::NotYet,
+                    _ => Standing::Stranger,
+                };
+                Response::Membership(standing, shard_descriptor())
+            }
+            Request::ReplicaLeft(_) => Response::ReplicaLeft,
+            Request::AddReplica(_) => Response::AddReplica(shard_descriptor()),
+            Request::RemoveReplica(_) => Response::RemoveReplica(shard_descriptor()),
         })
     }
 }
@@ -741,6 +762,16 @@ fn one_of_each_request() -> Vec<Request> {
         last: position(2),
     };
     let shard = GroupId::Shard(ShardId(5));
+    let create = |replica| {
+        Request::CreateReplica(CreateReplica {
+            descriptor: shard_descriptor(),
+            replica: ReplicaId(replica),
+        })
+    };
+    let name = |replica| ReplicaName {
+        shard: ShardId(5),
+        replica: ReplicaId(replica),
+    };
     vec![
         put("k", "v"),
         get("k"),
@@ -784,6 +815,18 @@ fn one_of_each_request() -> Vec<Request> {
             since: 5,
         }),
         Request::Locate(key()),
+        create(1),
+        create(2),
+        create(3),
+        Request::Membership(name(1)),
+        Request::Membership(name(2)),
+        Request::Membership(name(3)),
+        Request::ReplicaLeft(name(4)),
+        Request::AddReplica(AddReplica {
+            shard: ShardId(5),
+            node: NodeId(4),
+        }),
+        Request::RemoveReplica(name(6)),
         // The last one: its stream goes on asking for a moment after the first answer was taken.
         Request::Routes(0),
     ]

@@ -13,12 +13,15 @@ use crate::error::Result;
 use crate::types::GroupId;
 use crate::types::Key;
 use crate::types::NodeId;
+use crate::types::ReplicaId;
 use crate::types::ShardId;
 use crate::types::node::Member;
 use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
+use crate::wire::request::AddReplica;
 use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::ReplicaName;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
 use crate::wire::request::SplitShard;
@@ -220,6 +223,42 @@ impl Admin {
         let request = Request::SplitShard(SplitShard { shard, at });
         match self.sender.send(request, deadline).await? {
             Response::SplitShard { left, right } => Ok((left, right)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives a shard a further replica, on `node`, and waits until it is a voter. Sent again it joins what
+    /// is under way, so an uncertain attempt is repeated. A dropped call goes on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the node has a replica of the shard already.
+    pub async fn add_replica(
+        &self,
+        shard: ShardId,
+        node: NodeId,
+        deadline: Option<Duration>,
+    ) -> Result<ShardDescriptor> {
+        let request = Request::AddReplica(AddReplica { shard, node });
+        match self.sender.send(request, deadline).await? {
+            Response::AddReplica(shard) => Ok(shard),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Takes a replica from a shard; one that is not there any more is no error. Sent again it joins what
+    /// is under way. A dropped call goes on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is the last voter.
+    pub async fn remove_replica(
+        &self,
+        shard: ShardId,
+        replica: ReplicaId,
+        deadline: Option<Duration>,
+    ) -> Result<ShardDescriptor> {
+        let request = Request::RemoveReplica(ReplicaName { shard, replica });
+        match self.sender.send(request, deadline).await? {
+            Response::RemoveReplica(shard) => Ok(shard),
             other => Err(unexpected(&other)),
         }
     }

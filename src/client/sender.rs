@@ -349,8 +349,14 @@ fn group_of(request: &Request) -> Option<GroupId> {
         | Request::Join(_)
         | Request::Routes(_)
         // Any node knows as much.
-        | Request::Locate(_) => None,
+        | Request::Locate(_)
+        | Request::CreateReplica(_)
+        | Request::ReplicaLeft(_) => None,
         Request::Placement(_) | Request::Report(_) => Some(GroupId::Placement),
+        Request::AddReplica(add) => Some(GroupId::Shard(add.shard)),
+        Request::RemoveReplica(name) | Request::Membership(name) => {
+            Some(GroupId::Shard(name.shard))
+        }
     }
 }
 
@@ -373,7 +379,12 @@ fn is_for_any(request: &Request) -> bool {
         | Request::Placement(_)
         | Request::Report(_)
         | Request::Locate(_)
-        | Request::Routes(_) => ReadKind::Linearizable,
+        | Request::Routes(_)
+        | Request::CreateReplica(_)
+        | Request::Membership(_)
+        | Request::ReplicaLeft(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => ReadKind::Linearizable,
     };
     read == ReadKind::Follower
 }
@@ -403,7 +414,12 @@ fn answered(response: &Response) -> &[Answered] {
         | Response::Placement(_)
         | Response::Report(_)
         | Response::Locate(_)
-        | Response::Routes(..) => &[],
+        | Response::Routes(..)
+        | Response::CreateReplica(_)
+        | Response::Membership(..)
+        | Response::ReplicaLeft
+        | Response::AddReplica(_)
+        | Response::RemoveReplica(_) => &[],
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `01 01` | | number of the next slot |
 //! | `01 02` | slot, start and end of the range | that it is to be cleared there |
 //! | `01 03` | | what the start-up check of the barrier writes |
+//! | `01 04` | replica | it was destroyed, and the log may not say so yet |
 //! | `02` | replica | the row of a shard's replica |
 //! | `03` | replica | the row of a replica of placement |
 //! | `04` | replica, number | a piece of placement's state |
@@ -40,6 +41,7 @@ const SLOT: u8 = 0x10;
 const NODE_NEXT_SLOT: u8 = 0x01;
 const NODE_CLEAR: u8 = 0x02;
 const NODE_PROBE: u8 = 0x03;
+const NODE_ENDING: u8 = 0x04;
 
 /// Where the keys of a replica are. Never used twice in one engine.
 #[derive(
@@ -104,6 +106,26 @@ pub fn next_slot() -> Vec<u8> {
 /// Where the start-up check writes.
 pub fn probe() -> Vec<u8> {
     vec![NODE, NODE_PROBE]
+}
+
+/// The mark of a replica that was destroyed and that the log may not call gone yet.
+pub fn ending(replica: ReplicaId) -> Vec<u8> {
+    let mut out = vec![NODE, NODE_ENDING];
+    ordered::put_u64(&mut out, replica.0);
+    out
+}
+
+/// All such marks: start and end.
+pub fn endings() -> (Vec<u8>, Vec<u8>) {
+    (vec![NODE, NODE_ENDING], vec![NODE, NODE_ENDING + 1])
+}
+
+/// The replica of such a mark's key.
+pub fn ending_replica(key: &[u8]) -> Result<ReplicaId, OrderedError> {
+    match key {
+        [NODE, NODE_ENDING, rest @ ..] => Ok(ReplicaId(ordered::take_u64(rest)?.0)),
+        _ => Err(OrderedError("the mark of a destroyed replica")),
+    }
 }
 
 /// The entry of the clear list for a part of a slot. It says all, so that two parts never share one.

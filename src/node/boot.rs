@@ -28,6 +28,7 @@ use crate::node::checkpoint::Checkpoints;
 use crate::node::collector;
 use crate::node::formation::InitialLayout;
 use crate::node::keeper::Keeper;
+use crate::node::keeper::KeeperHandle;
 use crate::node::keeper::SEEDED_WAITING_MAX;
 use crate::node::opener::OpenError;
 use crate::node::opener::Opener;
@@ -47,6 +48,7 @@ use crate::wal::Wal;
 use crate::wal::WalError;
 use crate::wal::Writer;
 use crate::wire::request::Channel;
+use crate::wire::request::CreateReplica;
 
 /// Says that this node has had its first replicas.
 const FOUNDED: &str = "founded";
@@ -122,6 +124,8 @@ pub struct Boot {
 pub struct Stores {
     /// The replicas.
     pub registry: Arc<Registry>,
+    /// Who makes and destroys them.
+    pub keeper: KeeperHandle,
     wal: Wal,
     engine: Arc<dyn Engine>,
     writer: wal::WriterHandle,
@@ -155,13 +159,20 @@ impl Boot {
             raft: self.raft.clone(),
             consensus: self.consensus.clone(),
         };
+        opener.finish_destructions().await?;
         let found = Found::on(&opener).await?;
         // What is read now may be in memory only; a checkpoint may build on it, so it is flushed first.
         let flushed = Arc::clone(&engine);
         offload(move || flushed.flush()).await?;
-        self.start_tasks(&registry, &engine, (&checkpoints, waiting), tasks);
-        let mut keeper = Keeper::new(opener, tasks.branch(), seeded);
+        let stores = (&engine, &opener.slots);
+        self.start_tasks(&registry, stores, (&checkpoints, waiting), tasks);
+        let (handle, orders) = KeeperHandle::new();
+        let mut keeper = Keeper::new(opener, tasks.branch(), seeded, orders);
         keeper.start_all(found.ready, &found.committed).await?;
+        for create in found.unmade {
+            // Where there is no room its group's next message makes it.
+            keeper.create(create).await?;
+        }
         let lost = found.waiting.into_iter().find(|id| !registry.is_open(*id));
         if let Some(replica) = lost {
             return Err(OpenError::ChildLost { replica }.into());
@@ -172,6 +183,7 @@ impl Boot {
             wal,
             engine,
             writer,
+            keeper: handle,
             checkpoints,
         })
     }
@@ -267,7 +279,7 @@ impl Boot {
     fn start_tasks(
         &self,
         registry: &Arc<Registry>,
-        engine: &Arc<dyn Engine>,
+        (engine, slots): (&Arc<dyn Engine>, &Arc<Slots>),
         (checkpoints, waiting): (&Checkpoints, mpsc::Receiver<oneshot::Sender<()>>),
         tasks: &mut TaskSet,
     ) {
@@ -278,8 +290,8 @@ impl Boot {
             interval: self.checkpoint_interval,
         };
         tasks.spawn("checkpoint", |stop| checkpointer.run(waiting, stop));
-        let collected = Arc::clone(registry);
-        tasks.spawn("collector", |stop| collector::run(collected, stop));
+        let (collected, slots) = (Arc::clone(registry), Arc::clone(slots));
+        tasks.spawn("collector", |stop| collector::run(collected, slots, stop));
     }
 }
 
@@ -288,6 +300,8 @@ struct Found {
     ready: Vec<Ready>,
     /// Born, but their parent has to write their first row again.
     waiting: Vec<ReplicaId>,
+    /// Born with nothing, and without the row that says so.
+    unmade: Vec<CreateReplica>,
     /// How far their parents' logs are known to be committed, because of that.
     committed: BTreeMap<ReplicaId, Position>,
 }
@@ -297,6 +311,7 @@ impl Found {
         let mut found = Found {
             ready: Vec::new(),
             waiting: Vec::new(),
+            unmade: Vec::new(),
             committed: BTreeMap::new(),
         };
         for known in opener.wal.replicas() {
@@ -306,20 +321,28 @@ impl Found {
             let origin = Origin::decode(known.id, &known.born)?;
             match opener.born(known.id, origin.clone()).await? {
                 Some(ready) => found.ready.push(ready),
-                None => found.wait_for_parent(known.id, &origin),
+                None => found.add_rowless(known.id, origin),
             }
         }
         found.add_unborn(opener).await?;
         Ok(found)
     }
 
-    fn wait_for_parent(&mut self, replica: ReplicaId, origin: &Origin) {
-        let Origin::Split(birth) = origin else {
-            unreachable!("only a child's first row is written by somebody else");
-        };
-        self.waiting.push(replica);
-        let known = self.committed.entry(birth.replica).or_default();
-        *known = (*known).max(birth.position);
+    fn add_rowless(&mut self, replica: ReplicaId, origin: Origin) {
+        match origin {
+            Origin::Split(birth) => {
+                self.waiting.push(replica);
+                let known = self.committed.entry(birth.replica).or_default();
+                *known = (*known).max(birth.position);
+            }
+            Origin::Empty { descriptor } => self.unmade.push(CreateReplica {
+                descriptor,
+                replica,
+            }),
+            Origin::Placement { .. } | Origin::Shard { .. } => {
+                unreachable!("the row of a first replica is written when it is looked for")
+            }
+        }
     }
 
     /// Children whose first row was flushed and whose birth was not logged.

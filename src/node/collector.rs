@@ -1,5 +1,5 @@
 //! Collects versions and outcomes that no reader may ask for any more, in small portions between the
-//! entries that are applied.
+//! entries that are applied, and clears what replicas have left behind, which is nobody's any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use crate::env::tasks::offload;
 use crate::machine::MachineError;
 use crate::node::registry::Registry;
 use crate::raft::Group;
+use crate::shard::Slots;
 
 /// Between two rounds over all replicas.
 const ROUND: Duration = Duration::from_secs(1);
@@ -19,10 +20,28 @@ const ROUND: Duration = Duration::from_secs(1);
 const PORTIONS_MAX: usize = 64;
 
 /// Runs until `stop`. A failure ends the node, since the engine is poisoned then.
-pub async fn run(registry: Arc<Registry>, stop: CancellationToken) -> TaskResult {
+pub async fn run(
+    registry: Arc<Registry>,
+    slots: Arc<Slots>,
+    stop: CancellationToken,
+) -> TaskResult {
     while stop.run_until_cancelled(sleep(ROUND)).await.is_some() {
-        let groups = registry.groups();
-        offload(move || groups.iter().try_for_each(collect)).await?;
+        let (groups, slots) = (registry.groups(), Arc::clone(&slots));
+        offload(move || {
+            groups.iter().try_for_each(collect)?;
+            clear(&slots)
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// A node whose last shard has left has keys to clear and no shard to do it for it. Blocks.
+fn clear(slots: &Slots) -> Result<(), MachineError> {
+    for _ in 0..PORTIONS_MAX {
+        if !slots.clear()? {
+            return Ok(());
+        }
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The one owner of which replicas run on this node: opens those that a split has seeded, and keeps the
-//! tasks of each.
+//! The one owner of which replicas run on this node: opens those that a split has seeded, makes and
+//! destroys others as it is told to, and keeps the tasks of each.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,16 +7,22 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream;
 use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 use tracing::info;
 
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::TaskSet;
+use crate::error::Error;
+use crate::error::Result;
 use crate::node::opener::OpenError;
 use crate::node::opener::Opener;
 use crate::node::opener::Ready;
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::wire::request::CreateReplica;
+use crate::wire::request::Creation;
 
 /// Splits whose children wait to be opened. Full: the replica that applies a split waits.
 pub const SEEDED_WAITING_MAX: usize = 4_096;
@@ -25,6 +31,54 @@ const OPENING_MAX: usize = 32;
 /// How long a task of a replica may take to stop.
 const TASK_STOP_MAX: Duration = Duration::from_secs(5);
 
+/// Orders that wait. Full: whoever gives one waits.
+const ORDERS_WAITING_MAX: usize = 64;
+
+/// Gives orders to the node's keeper. Cloning shares it.
+#[derive(Clone)]
+pub struct KeeperHandle {
+    orders: mpsc::Sender<Order>,
+}
+
+/// What a keeper is told to do.
+pub struct Order {
+    what: What,
+    done: oneshot::Sender<Creation>,
+}
+
+enum What {
+    Create(CreateReplica),
+    Destroy(ReplicaId),
+}
+
+impl KeeperHandle {
+    /// The handle, and what the keeper takes its orders from.
+    pub fn new() -> (KeeperHandle, mpsc::Receiver<Order>) {
+        let (orders, waiting) = mpsc::channel(ORDERS_WAITING_MAX);
+        (KeeperHandle { orders }, waiting)
+    }
+
+    /// Makes a replica that begins with nothing, unless it is there. Cancel-safe: a dropped call may have
+    /// made it. An error only when the node is stopping.
+    pub async fn create(&self, create: CreateReplica) -> Result<Creation> {
+        self.order(What::Create(create)).await
+    }
+
+    /// Destroys the replica of a shard, if it is there. The caller knows that it has left its group for
+    /// ever. Cancel-safe: a dropped call goes on. An error only when the node is stopping.
+    pub async fn destroy(&self, replica: ReplicaId) -> Result<()> {
+        self.order(What::Destroy(replica)).await.map(drop)
+    }
+
+    async fn order(&self, what: What) -> Result<Creation> {
+        let stopping = || Error::unavailable("the node", "it is stopping");
+        let (done, answer) = oneshot::channel();
+        let sent = self.orders.send(Order { what, done }).await;
+        sent.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+}
+
 /// Keeps replicas.
 pub struct Keeper {
     opener: Opener,
@@ -32,17 +86,24 @@ pub struct Keeper {
     root: TaskSet,
     tasks: BTreeMap<ReplicaId, TaskSet>,
     seeded: mpsc::Receiver<Vec<ReplicaId>>,
+    orders: mpsc::Receiver<Order>,
 }
 
 impl Keeper {
     /// A keeper without replicas. `root` is a branch of the node's tasks; `seeded` brings the replicas that
     /// the machines have written the first row of.
-    pub fn new(opener: Opener, root: TaskSet, seeded: mpsc::Receiver<Vec<ReplicaId>>) -> Keeper {
+    pub fn new(
+        opener: Opener,
+        root: TaskSet,
+        seeded: mpsc::Receiver<Vec<ReplicaId>>,
+        orders: mpsc::Receiver<Order>,
+    ) -> Keeper {
         Keeper {
             opener,
             root,
             tasks: BTreeMap::new(),
             seeded,
+            orders,
         }
     }
 
@@ -86,9 +147,18 @@ impl Keeper {
 
     /// Runs until `stop`; then stops the tasks of all replicas, whose groups go on. An error ends the node.
     pub async fn run(mut self, stop: CancellationToken) -> TaskResult {
-        while let Some(Some(seeded)) = stop.run_until_cancelled(self.seeded.recv()).await {
-            for replica in seeded {
-                self.open_child(replica).await?;
+        loop {
+            // Receiving is cancel-safe; what is done with what came is not dropped half-way.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(seeded) = self.seeded.recv() => {
+                    for replica in seeded {
+                        self.open_child(replica).await?;
+                    }
+                }
+                Some(order) = self.orders.recv() => self.follow(order).await?,
+                else => break,
             }
         }
         let stopped = self
@@ -101,14 +171,73 @@ impl Keeper {
         Ok(())
     }
 
-    async fn open_child(&mut self, replica: ReplicaId) -> Result<(), OpenError> {
-        let Some(ready) = self.opener.split_off(replica).await? else {
+    async fn follow(&mut self, order: Order) -> TaskResult {
+        let outcome = match order.what {
+            What::Create(create) => self.create(create).await?,
+            What::Destroy(replica) => {
+                self.destroy(replica).await?;
+                Creation::Gone
+            }
+        };
+        // Whoever has gone needs no answer.
+        let _ = order.done.send(outcome);
+        Ok(())
+    }
+
+    /// Makes a replica that begins with nothing, if there is room for it.
+    pub async fn create(&mut self, create: CreateReplica) -> Result<Creation, OpenError> {
+        let CreateReplica {
+            descriptor,
+            replica,
+        } = create;
+        let (registry, wal) = (&self.opener.registry, &self.opener.wal);
+        if wal.is_gone(replica) {
+            return Ok(Creation::Gone);
+        }
+        // Its parent may have written its first row, and it only was not opened yet.
+        if registry.is_open(replica) || self.open_child(replica).await? {
+            return Ok(Creation::Open);
+        }
+        let registry = &self.opener.registry;
+        if let Some(other) = registry.overlapping(&descriptor.range) {
+            debug!(%replica, shard = %descriptor.id, %other, "no room for the replica yet");
+            return Ok(Creation::NotYet);
+        }
+        let shard = descriptor.id;
+        let ready = self.opener.empty(replica, descriptor).await?;
+        self.start(replica, ready).await?;
+        info!(%replica, %shard, "replica made");
+        Ok(Creation::Open)
+    }
+
+    /// Nothing finds the replica before its tasks end, and nothing of it runs when its row goes.
+    async fn destroy(&mut self, replica: ReplicaId) -> TaskResult {
+        let Some(removed) = self.opener.registry.remove_shard(replica) else {
             return Ok(());
         };
+        if let Some(tasks) = self.tasks.remove(&replica) {
+            tasks.stop(TASK_STOP_MAX).await?;
+        }
+        removed.group().end().await;
+        self.opener.destroy(replica).await?;
+        info!(%replica, shard = %removed.group().id(), "replica destroyed");
+        Ok(())
+    }
+
+    /// Whether there was such a child.
+    async fn open_child(&mut self, replica: ReplicaId) -> Result<bool, OpenError> {
+        let Some(ready) = self.opener.split_off(replica).await? else {
+            return Ok(false);
+        };
+        self.start(replica, ready).await?;
+        info!(%replica, "replica split off");
+        Ok(true)
+    }
+
+    async fn start(&mut self, replica: ReplicaId, ready: Ready) -> Result<(), OpenError> {
         let mut tasks = self.root.branch();
         self.opener.start(ready, None, &mut tasks).await?;
         self.tasks.insert(replica, tasks);
-        info!(%replica, "replica split off");
         Ok(())
     }
 }

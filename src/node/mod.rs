@@ -6,10 +6,12 @@
 //! [`Registry`](registry::Registry). One task flushes the engine for all of them
 //! (`checkpoint.rs`), one collects what no reader may ask for any more (`collector.rs`). Each shard's
 //! replica has one owner of its writes (`proposer.rs`) and shares the round trips of its reads
-//! (`barrier.rs`). Placement is asked through `placement.rs`, wherever its leader is, and told by `reporter.rs`
-//! what changes here. Keys without a replica here are found by `router.rs`, of which `routes.rs` is the
-//! thinking part; `members.rs` knows the other nodes. A node started later asks to be taken in
-//! (`joining.rs`).
+//! (`barrier.rs`). A shard gets further replicas and gives some up (`change_step.rs` decides,
+//! `changes.rs` does it); a replica that is none any more is found (`doubts.rs`) and destroyed
+//! (`orphans.rs`). Placement is asked through `placement.rs`, wherever its leader is, and told by
+//! `reporter.rs` what changes here. Keys without a replica here are found by `router.rs`, of which
+//! `routes.rs` is the thinking part; `members.rs` knows the other nodes. A node started later asks to be
+//! taken in (`joining.rs`).
 
 pub mod identity;
 pub mod formation;
@@ -30,3 +32,7 @@ pub mod collector;
 pub mod opener;
 pub mod keeper;
 pub mod boot;
+pub mod change_step;
+pub mod changes;
+pub mod doubts;
+pub mod orphans;

@@ -8,6 +8,10 @@
 //! the parent, and is born after that. When a crash takes the row and leaves the birth, the parent writes
 //! the row again: its log still has the split, since a log is purged only behind what the engine has
 //! flushed, and the birth proves that the split is committed.
+//!
+//! A replica that **comes to a group later** begins with nothing. One that has left its group is
+//! **destroyed**: its row goes, the engine is flushed, and then the log says for ever that it is gone. A
+//! crash in between is made good at the next start.
 
 use std::sync::Arc;
 
@@ -17,6 +21,7 @@ use tokio::runtime::Handle;
 
 use crate::codec::value;
 use crate::engine::Engine;
+use crate::engine::EngineError;
 use crate::env::clock::Clock;
 use crate::env::tasks::TaskSet;
 use crate::env::tasks::offload;
@@ -34,6 +39,7 @@ use crate::raft;
 use crate::raft::Fail;
 use crate::raft::Flush;
 use crate::raft::Group;
+use crate::raft::Introduction;
 use crate::raft::Leadership;
 use crate::raft::Opening;
 use crate::raft::Seeded;
@@ -78,6 +84,12 @@ pub enum Origin {
     },
     /// Split off a replica here.
     Split(Birth),
+    /// Of a group that had others before: it begins with nothing and is filled by the group's log or a
+    /// snapshot.
+    Empty {
+        /// The shard as it was then.
+        descriptor: ShardDescriptor,
+    },
 }
 
 /// Why a replica does not open.
@@ -89,6 +101,9 @@ pub enum OpenError {
     /// Its stored state.
     #[error("open a replica: {0}")]
     Machine(#[from] MachineError),
+    /// The engine.
+    #[error("flush the engine: {0}")]
+    Engine(#[from] EngineError),
     /// Its group.
     #[error("open a group: {0}")]
     Group(#[from] Error),
@@ -205,8 +220,70 @@ impl Origin {
 }
 
 impl Opener {
+    /// Ends for ever what a crash has left half-destroyed: the log says that it is gone, behind a flush of
+    /// what the engine did. Before any replica is opened.
+    pub async fn finish_destructions(&self) -> Result<(), OpenError> {
+        let engine = Arc::clone(&self.engine);
+        let destroyed = offload(move || shard::destroyed(engine.as_ref())).await?;
+        if destroyed.is_empty() {
+            return Ok(());
+        }
+        let engine = Arc::clone(&self.engine);
+        offload(move || engine.flush()).await?;
+        for replica in destroyed {
+            self.end(replica).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes all that a replica has here, whose tasks and group have ended. What is left of it is that
+    /// its id is gone.
+    pub async fn destroy(&self, replica: ReplicaId) -> Result<(), OpenError> {
+        let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
+        offload(move || shard::destroy(&engine, &slots, replica)).await?;
+        (self.flush)().await;
+        self.end(replica).await
+    }
+
+    /// The engine is flushed: without its entries the replica could not be brought back to what an older
+    /// state of the engine says of it.
+    async fn end(&self, replica: ReplicaId) -> Result<(), OpenError> {
+        self.wal.gone(replica).await?;
+        let engine = Arc::clone(&self.engine);
+        offload(move || shard::forget(engine.as_ref(), replica)).await?;
+        Ok(())
+    }
+
+    /// A replica of a group that had others before, with nothing in it. The caller has seen that no other
+    /// replica here holds its keys, and that its id has not ended.
+    pub async fn empty(
+        &self,
+        replica: ReplicaId,
+        descriptor: ShardDescriptor,
+    ) -> Result<Ready, OpenError> {
+        // What made room for it (a split applied, a snapshot installed, a replica destroyed) must not be
+        // undone by a power cut that leaves its birth: two replicas would hold the same keys.
+        (self.flush)().await;
+        let log = match self.wal.log(replica) {
+            Some(log) => log,
+            None => {
+                let descriptor = descriptor.clone();
+                let birth = Origin::Empty { descriptor }.encode();
+                self.wal.born(replica, birth).await?
+            }
+        };
+        let opener = self.clone();
+        let machine = offload(move || {
+            shard::empty(&opener.engine, &opener.slots, replica, descriptor)?;
+            opener.shard(replica)
+        });
+        let machine = machine.await?.expect("its row was written just now");
+        self.ready(replica, log, Machine::Shard(machine)).await
+    }
+
     /// Finds the state of a replica that was born here, or begins it where the crash that ended the last
-    /// start came before its first row. `None` for one that its parent has yet to write.
+    /// start came before its first row. `None` for one whose row somebody else writes: its parent, or
+    /// whoever sees that there is room for it.
     pub async fn born(
         &self,
         replica: ReplicaId,
@@ -275,6 +352,7 @@ impl Opener {
             flush: Arc::clone(&self.flush),
             fail: Arc::clone(&self.fail),
             seeded: Arc::clone(&self.seeded),
+            introduction: introduction(&reader),
             options: self.raft.clone(),
         };
         let opened = self.consensus.spawn(Group::open(opening)).await;
@@ -323,7 +401,9 @@ impl Opener {
     ) -> Result<Ready, OpenError> {
         check_reach(&log, &machine)?;
         cut_behind_snapshot(&log, &machine).await?;
-        vote_in_seed_term(&log).await?;
+        if machine.as_state_machine().applied().position.is_some() {
+            vote_in_seed_term(&log).await?;
+        }
         Ok(Ready {
             replica,
             log,
@@ -353,7 +433,7 @@ impl Opener {
                 shard::seed(&self.engine, &self.slots, replica, seed)?;
                 Ok(self.shard(replica)?.map(Machine::Shard))
             }
-            Origin::Split(_) => Ok(self.shard(replica)?.map(Machine::Shard)),
+            Origin::Split(_) | Origin::Empty { .. } => Ok(self.shard(replica)?.map(Machine::Shard)),
         }
     }
 
@@ -363,6 +443,16 @@ impl Opener {
         let gone = Arc::new(move |replica| wal.is_gone(replica));
         let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
         ShardMachine::open(engine, slots, replica, gone)
+    }
+}
+
+fn introduction(reader: &Reader) -> Introduction {
+    match reader {
+        Reader::Placement(_) => Arc::new(|| None),
+        Reader::Shard(reader) => {
+            let reader = reader.clone();
+            Arc::new(move || Some(reader.descriptor()))
+        }
     }
 }
 

@@ -281,8 +281,7 @@ impl Proposer {
         let barrier = async move {
             sleep(after).await;
             let position = group.read_position().await?;
-            group.wait_applied(position).await;
-            Ok(())
+            group.wait_applied(position).await
         };
         self.role = Role::Preparing {
             term,

@@ -15,6 +15,7 @@ use crate::placement::PlacementReader;
 use crate::raft::Group;
 use crate::types::GroupId;
 use crate::types::Key;
+use crate::types::KeyRange;
 use crate::types::ReplicaId;
 use crate::types::ShardId;
 use crate::wire::request::Route;
@@ -63,6 +64,24 @@ impl Registry {
         hosted.by_start.insert(start, shard);
         drop(hosted);
         self.additions.send_modify(|count| *count += 1);
+    }
+
+    /// Takes a shard's replica out: no request finds it any more.
+    pub fn remove_shard(&self, replica: ReplicaId) -> Option<Replica> {
+        let mut hosted = self.write();
+        let mut shards = hosted.shards.iter();
+        let (&shard, _) = shards.find(|(_, hosted)| hosted.group().replica() == replica)?;
+        hosted.groups.remove(&GroupId::Shard(shard));
+        hosted.by_start.retain(|_, started| *started != shard);
+        hosted.shards.remove(&shard)
+    }
+
+    /// A replica of a shard here that holds keys of a range.
+    pub fn overlapping(&self, range: &KeyRange) -> Option<ReplicaId> {
+        let hosted = self.read();
+        let overlaps = |replica: &&Replica| replica.reader().row().descriptor.range.overlaps(range);
+        let found = hosted.shards.values().find(overlaps)?;
+        Some(found.group().replica())
     }
 
     /// All groups, in the order of their ids.
@@ -136,7 +155,7 @@ impl Registry {
         })
     }
 
-    /// The replica of the shard that holds a key.
+    /// The replica of the shard that holds a key, once it has something to answer with.
     pub fn shard_of(&self, key: &[u8]) -> Result<Replica> {
         let hosted = self.read();
         let before = hosted
@@ -145,6 +164,7 @@ impl Registry {
             .next_back();
         before
             .and_then(|(_, shard)| hosted.shards.get(shard))
+            .filter(|replica| replica.is_filled())
             .filter(|replica| replica.reader().row().descriptor.range.contains(key))
             .cloned()
             .ok_or_else(|| no_shard(key))

@@ -86,6 +86,12 @@ impl Replica {
         &self.group
     }
 
+    /// Whether it has applied anything: one that was just made and that its group has not reached yet
+    /// knows less than it seems to.
+    pub fn is_filled(&self) -> bool {
+        self.reader.row().applied.position.is_some()
+    }
+
     /// What it has applied.
     pub fn reader(&self) -> &ShardReader {
         &self.reader
@@ -213,8 +219,7 @@ impl Replica {
         match read {
             ReadKind::Linearizable => {
                 let position = self.barrier.position().await?;
-                self.group.wait_applied(position).await;
-                Ok(())
+                self.group.wait_applied(position).await
             }
             ReadKind::Follower => Ok(()),
         }

@@ -25,6 +25,7 @@ use crate::node::routes::Target;
 use crate::raft::Leadership;
 use crate::types::Key;
 use crate::types::NodeId;
+use crate::types::ShardId;
 use crate::types::node::Identity;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Call;
@@ -99,6 +100,14 @@ impl Router {
             self.ask_all(key, until).await;
         }
         self.known_target(key).ok_or_else(|| nobody_knows(key))
+    }
+
+    /// Whom to ask about a shard that is named; not this node.
+    pub fn target_of(&self, shard: ShardId) -> Result<Target> {
+        let known = self.with_routes(|routes| routes.target_of(shard, self.me.node));
+        known.ok_or_else(|| Error::NotFound {
+            what: format!("{shard}, or word of it,"),
+        })
     }
 
     /// The node asked has answered, and with that has shown that it leads the shard, or not.

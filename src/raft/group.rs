@@ -20,6 +20,7 @@ use openraft::impls::ProgressResponder;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 use tracing::info;
 use tracing::warn;
@@ -34,6 +35,7 @@ use crate::raft::config::Options;
 use crate::raft::config::Raft;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
+use crate::raft::introductions::Introductions;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
 use crate::raft::state_machine::Fail;
@@ -47,6 +49,7 @@ use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::RequestId;
 use crate::types::shard::Replica;
+use crate::types::shard::ShardDescriptor;
 use crate::wal::ReplicaLog;
 use crate::wire::request::Channel;
 
@@ -75,9 +78,15 @@ pub struct Opening {
     pub fail: Fail,
     /// Hears of replicas that the machine has written the first row of.
     pub seeded: Seeded,
+    /// The shard as the replica knows it, for nodes that do not have their replica yet; `None` where they
+    /// have it from the start.
+    pub introduction: Introduction,
     /// Settings.
     pub options: Options,
 }
+
+/// Tells what a node has to know to make its replica of a group.
+pub type Introduction = Arc<dyn Fn() -> Option<ShardDescriptor> + Send + Sync>;
 
 /// Who leads, as far as this replica knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +142,10 @@ pub(super) struct Inner {
     /// Replaced when the group is reopened.
     raft: RwLock<Raft>,
     leadership: watch::Sender<Leadership>,
+    /// When its leader's last message came.
+    heard: Mutex<Instant>,
+    /// Nothing more is applied here.
+    ended: CancellationToken,
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -148,6 +161,7 @@ impl Group {
             from: opening.replica,
             channel: opening.channel,
             outgoing: Arc::default(),
+            introductions: Arc::new(Introductions::new(opening.introduction)),
         };
         let hosted = Hosted::new(opening.machine, opening.flush, opening.fail, opening.seeded);
         let store = LogStore::new(opening.log, opening.committed);
@@ -162,6 +176,8 @@ impl Group {
             kept: (opening.options.entries_kept, opening.options.bytes_kept),
             raft: RwLock::new(raft),
             leadership: watch::Sender::new(Leadership::Following { leader: None }),
+            heard: Mutex::new(Instant::now()),
+            ended: CancellationToken::new(),
             supervisor: Mutex::new(None),
         });
         let supervisor = tokio::spawn(Arc::clone(&inner).supervise());
@@ -238,13 +254,32 @@ impl Group {
         }
     }
 
-    /// Returns when the replica has applied `position`. Cancel-safe.
-    pub async fn wait_applied(&self, position: Position) {
+    /// Returns when the replica has applied `position`; an error when it ends before that. Cancel-safe.
+    pub async fn wait_applied(&self, position: Position) -> Result<()> {
         let mut applied = self.applied();
-        let reached = applied
-            .wait_for(|applied| applied.is_some_and(|at| at.index >= position.index))
-            .await;
-        reached.map(|_| ()).expect("the sender lives in the group");
+        let reaches =
+            applied.wait_for(|applied| applied.is_some_and(|at| at.index >= position.index));
+        tokio::select! {
+            biased;
+            reached = reaches => {
+                reached.expect("the sender lives in the group");
+                Ok(())
+            }
+            () = self.inner.ended.cancelled() => Err(Error::NotFound {
+                what: format!("{} of {}", self.replica(), self.id()),
+            }),
+        }
+    }
+
+    /// How long ago the group's leader was last heard; nothing for a leader.
+    pub fn silence(&self) -> Duration {
+        match *self.inner.leadership.borrow() {
+            Leadership::Leading { .. } => Duration::ZERO,
+            Leadership::Following { .. } | Leadership::Failed => {
+                let heard = self.inner.heard.lock();
+                heard.expect("nothing panics under this lock").elapsed()
+            }
+        }
     }
 
     /// Tells the group what a flush of the engine covers, read before the flush began, and lets it purge
@@ -409,6 +444,14 @@ impl Group {
         }
         self.inner.store.log().drained().await;
     }
+
+    /// As [`Group::stop`], for ever: when it returns nothing works on the replica's machine any more, and
+    /// whoever waits for it to apply something is told.
+    pub async fn end(&self) {
+        self.stop().await;
+        self.inner.ended.cancel();
+        self.inner.hosted.idle().await;
+    }
 }
 
 async fn start(
@@ -486,6 +529,11 @@ impl Inner {
                 "a command was taken for a membership change: {error}"
             )),
         }
+    }
+
+    /// A message of the leader has come and was not too late.
+    pub(super) fn hear(&self) {
+        *self.heard.lock().expect("nothing panics under this lock") = Instant::now();
     }
 
     fn locate(&self, replica: Option<ReplicaId>) -> Option<Replica> {

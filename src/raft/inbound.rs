@@ -62,20 +62,22 @@ impl Group {
         let rpc =
             convert::to_raft_append(request).map_err(|error| Error::Internal(error.to_string()))?;
         let answer = self.inner.raft().append_entries(rpc).await;
-        Ok(
-            match answer.map_err(|error| self.inner.raft_error(&error))? {
-                AppendEntriesResponse::Success => AppendResponse::Matched(last),
-                AppendEntriesResponse::PartialSuccess(upto) => {
-                    AppendResponse::Matched(upto.as_ref().map(convert::to_position))
-                }
-                AppendEntriesResponse::Conflict => {
-                    AppendResponse::Conflict(previous.unwrap_or_default())
-                }
-                AppendEntriesResponse::HigherVote(vote) => {
-                    AppendResponse::HigherVote(convert::to_vote(&vote))
-                }
-            },
-        )
+        let answer = answer.map_err(|error| self.inner.raft_error(&error))?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            self.inner.hear();
+        }
+        Ok(match answer {
+            AppendEntriesResponse::Success => AppendResponse::Matched(last),
+            AppendEntriesResponse::PartialSuccess(upto) => {
+                AppendResponse::Matched(upto.as_ref().map(convert::to_position))
+            }
+            AppendEntriesResponse::Conflict => {
+                AppendResponse::Conflict(previous.unwrap_or_default())
+            }
+            AppendEntriesResponse::HigherVote(vote) => {
+                AppendResponse::HigherVote(convert::to_vote(&vote))
+            }
+        })
     }
 
     /// Takes a pipeline of appends; the answers come in their order, the first error ends it.
@@ -92,9 +94,14 @@ impl Group {
         let answers = self.inner.raft().stream_append(requests);
         answers
             .map(move |answer| {
-                answer
-                    .map(to_append_response)
-                    .map_err(|fatal| inner.stopped(&fatal))
+                let answer = answer.map(to_append_response);
+                if matches!(
+                    answer,
+                    Ok(AppendResponse::Matched(_) | AppendResponse::Conflict(_))
+                ) {
+                    inner.hear();
+                }
+                answer.map_err(|fatal| inner.stopped(&fatal))
             })
             .boxed()
     }
@@ -114,6 +121,8 @@ impl Group {
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
             let (taken, back) = offload(move || (sink.chunk(chunk), sink)).await;
+            // Entries come no more until the snapshot is here.
+            self.inner.hear();
             taken.map_err(machine_error)?;
             sink = back;
         }

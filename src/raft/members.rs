@@ -7,8 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use openraft::ChangeMembers;
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::errors::RaftError;
@@ -21,6 +23,7 @@ use crate::raft::config::StoredMembership;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
 use crate::raft::group::Group;
+use crate::raft::group::Leadership;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
 use crate::types::shard::Replica;
@@ -73,6 +76,58 @@ impl Group {
                 .unwrap_or(0)
                 .saturating_sub(matched.index()),
         )
+    }
+
+    /// Whether a change of voters is half-way, as this replica knows it.
+    pub fn is_joint(&self) -> bool {
+        self.effective().membership().get_joint_config().len() > 1
+    }
+
+    /// A replica that is no voter, as this replica knows it.
+    pub fn learner(&self) -> Option<Replica> {
+        let effective = self.effective();
+        let membership = effective.membership();
+        let id = membership.learner_ids().next()?;
+        let node = *membership.get_node(&id)?;
+        Some(Replica { id, node })
+    }
+
+    /// Returns when a replica lacks at most `lag` entries of the log and has answered within the time given.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// `NotLeader` as soon as this replica does not lead.
+    pub async fn caught_up(&self, replica: ReplicaId, lag: u64, within: Duration) -> Result<()> {
+        let mut metrics = self.inner.raft().metrics();
+        loop {
+            let answered = {
+                let seen = metrics.borrow_and_update();
+                let beats = seen.heartbeat.as_ref();
+                let beats = beats.ok_or_else(|| self.not_leading())?;
+                let last = beats.get(&replica).cloned().flatten();
+                last.is_some_and(|at| at.elapsed() < within)
+            };
+            if answered && self.lag(replica).is_some_and(|lacks| lacks <= lag) {
+                return Ok(());
+            }
+            if metrics.changed().await.is_err() {
+                return Err(Error::unavailable(
+                    self.id(),
+                    "its replica here is stopping",
+                ));
+            }
+        }
+    }
+
+    fn not_leading(&self) -> Error {
+        let leader = match *self.leadership().borrow() {
+            Leadership::Following { leader } => leader.map(|leader| leader.node),
+            Leadership::Leading { .. } | Leadership::Failed => None,
+        };
+        Error::NotLeader {
+            group: self.id(),
+            leader,
+        }
     }
 
     /// Only while the membership is the one that the caller has seen: two changes at once do not mix.

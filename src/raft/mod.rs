@@ -36,6 +36,7 @@ mod config;
 mod convert;
 mod group;
 mod inbound;
+mod introductions;
 mod log_store;
 mod members;
 mod network;
@@ -46,6 +47,7 @@ mod suite;
 
 pub use config::Options;
 pub use group::Group;
+pub use group::Introduction;
 pub use group::Leadership;
 pub use group::Opening;
 pub use group::View;

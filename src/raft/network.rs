@@ -39,6 +39,8 @@ use crate::raft::config::RaftVote;
 use crate::raft::config::Snapshot;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
+use crate::raft::introductions::Introducer;
+use crate::raft::introductions::Introductions;
 use crate::raft::state_machine::SnapshotData;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::SnapshotWay;
@@ -46,6 +48,7 @@ use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::types::shard;
 use crate::wire::request;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::Call;
@@ -62,6 +65,7 @@ pub(super) struct Network {
     pub(super) from: ReplicaId,
     pub(super) channel: Arc<dyn Channel>,
     pub(super) outgoing: Arc<Outgoing>,
+    pub(super) introductions: Arc<Introductions>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -77,6 +81,14 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             route,
             service: self.channel.node(*node),
             outgoing: Arc::clone(&self.outgoing),
+            introducer: Introducer {
+                introductions: Arc::clone(&self.introductions),
+                service: self.channel.node(*node),
+                to: shard::Replica {
+                    id: target,
+                    node: *node,
+                },
+            },
             beats: false,
         }
     }
@@ -96,6 +108,7 @@ pub(super) struct Sender {
     route: Route,
     service: Arc<dyn Service>,
     outgoing: Arc<Outgoing>,
+    introducer: Introducer,
     /// Whether it carries heartbeats alone. The library sends them as a stream of one append, which
     /// must not travel with the entries.
     beats: bool,
@@ -113,7 +126,13 @@ impl Sender {
             forwarded: false,
             cluster: None,
         };
-        self.service.call(call).await.map_err(to_rpc_error)
+        match self.service.call(call).await {
+            Ok(response) => Ok(response),
+            Err(error) => {
+                self.introducer.refused(&error).await;
+                Err(to_rpc_error(error))
+            }
+        }
     }
 
     async fn ask_vote(
@@ -216,7 +235,14 @@ impl RaftNetworkV2<TypeConfig> for Sender {
         let answers = self
             .service
             .append(self.route, input.map(convert::to_append).boxed());
-        let answers = answers.map(|answer| answer.map(to_stream_result).map_err(to_rpc_error));
+        let introducer: &'s Introducer = &self.introducer;
+        let answers = answers.then(async move |answer| match answer {
+            Ok(answer) => Ok(to_stream_result(answer)),
+            Err(error) => {
+                introducer.refused(&error).await;
+                Err(to_rpc_error(error))
+            }
+        });
         async move { Ok(answers.boxed()) }.boxed()
     }
 
@@ -266,7 +292,10 @@ impl RaftNetworkV2<TypeConfig> for Sender {
                 metrics::snapshot_done(SnapshotWay::Sent);
                 Ok(SnapshotResponse::new(convert::to_raft_vote(vote)))
             }
-            Ok(Err(error)) => Err(to_rpc_error(error).into()),
+            Ok(Err(error)) => {
+                self.introducer.refused(&error).await;
+                Err(to_rpc_error(error).into())
+            }
             Err(_) => Err(
                 RPCError::<TypeConfig>::Unreachable(Unreachable::from_string("snapshot timed out"))
                     .into(),

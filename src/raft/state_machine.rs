@@ -153,6 +153,11 @@ impl Hosted {
         }
     }
 
+    /// Returns when nothing has the machine's turn.
+    pub(super) async fn idle(&self) {
+        drop(self.turn.lock().await);
+    }
+
     /// Takes a snapshot that has never left this process. Blocks.
     fn copy(&self, mut source: Box<dyn SnapshotSource>) -> Result<Received, MachineError> {
         let mut sink = self.receiver.begin()?;

@@ -306,6 +306,7 @@ async fn lone_group(engine: &Arc<dyn Engine>, wal: &Wal) -> (Group, ShardReader)
         flush: flush(engine),
         fail: fail(),
         seeded: Arc::new(|_| {}),
+        introduction: Arc::new(|| None),
         options: Options::default(),
     };
     (Group::open(opening).await.unwrap(), reader)
@@ -375,7 +376,7 @@ async fn a_group_whose_core_panics_is_reopened_and_has_lost_nothing() {
         assert!(leading(&group).await > term);
         let position = group.read_position().await.unwrap();
         assert!(position > before);
-        group.wait_applied(position).await;
+        group.wait_applied(position).await.unwrap();
         for written in 1..=round {
             let key = [written as u8];
             assert!(

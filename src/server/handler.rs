@@ -30,6 +30,7 @@ use crate::error::Advice;
 use crate::error::Effect;
 use crate::error::Error;
 use crate::error::Result;
+use crate::node::change_step::Change;
 use crate::node::formation_driver::FormationHandle;
 use crate::node::replica::Replica;
 use crate::server::host::Host;
@@ -38,9 +39,12 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::metrics::RequestKind;
 use crate::types::ClusterId;
+use crate::types::GroupId;
 use crate::types::KeyRange;
+use crate::types::ShardId;
 use crate::types::log::Vote;
 use crate::types::request::WriteKind;
+use crate::types::shard::ShardDescriptor;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::BatchGet;
@@ -161,7 +165,12 @@ fn kind(request: &Request) -> RequestKind {
         | Request::Placement(_)
         | Request::Report(_)
         | Request::Locate(_)
-        | Request::Routes(_) => RequestKind::Control,
+        | Request::Routes(_)
+        | Request::CreateReplica(_)
+        | Request::Membership(_)
+        | Request::ReplicaLeft(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => RequestKind::Control,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -181,7 +190,12 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
         }
         Request::Status(query) => Ok(Response::Status(Box::new(host.status(query).await?))),
         Request::TransferLeader(transfer) => {
-            let group = registry.group(transfer.group)?;
+            let group = match (registry.group(transfer.group), transfer.group) {
+                (Err(Error::NotFound { .. }), GroupId::Shard(shard)) if !once => {
+                    return host.ask_shard(shard, call.request.clone(), until).await;
+                }
+                (group, _) => group?,
+            };
             let outcome = group.transfer_leader(transfer.to).await;
             let outcome = outcome.map(|()| Response::TransferLeader);
             or_at_leader(host, outcome, &call.request, until, once).await
@@ -220,10 +234,63 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             let (upto, routes) = host.router.changes_since(since, half).await;
             Ok(Response::Routes(upto, routes))
         }
+        Request::CreateReplica(create) => {
+            let creation = host.create_replica(create).await?;
+            Ok(Response::CreateReplica(creation))
+        }
+        Request::Membership(name) => {
+            let (standing, shard) = host.standing(name).await?;
+            Ok(Response::Membership(standing, shard))
+        }
+        Request::ReplicaLeft(name) => {
+            host.hints.may_have_left(name.replica);
+            Ok(Response::ReplicaLeft)
+        }
+        Request::AddReplica(add) => {
+            let (request, change) = (Request::AddReplica(add), Change::Add { node: add.node });
+            let shard = change_replicas(host, (add.shard, change), request, until, once).await?;
+            Ok(Response::AddReplica(shard))
+        }
+        Request::RemoveReplica(name) => {
+            let (request, replica) = (Request::RemoveReplica(name), name.replica);
+            let change = Change::Remove { replica };
+            let shard = change_replicas(host, (name.shard, change), request, until, once).await?;
+            Ok(Response::RemoveReplica(shard))
+        }
         Request::Form(_) => Err(Error::Internal(
             "forming is answered before this".to_string(),
         )),
     }
+}
+
+/// A change of a shard's replicas, which the shard's leader makes, wherever it is.
+async fn change_replicas(
+    host: &Host,
+    (shard, change): (ShardId, Change),
+    request: Request,
+    until: Instant,
+    once: bool,
+) -> Result<ShardDescriptor> {
+    let left = || until.saturating_duration_since(Instant::now());
+    let changed = persist(once, until, async || {
+        let answer = match host.changes.change(shard, change).await {
+            Err(Error::NotLeader {
+                leader: Some(leader),
+                ..
+            }) if !once => host.forward(leader, request.clone(), left()).await,
+            Err(Error::NotFound { .. }) if !once => {
+                host.ask_shard(shard, request.clone(), until).await
+            }
+            outcome => return outcome,
+        };
+        match answer? {
+            Response::AddReplica(shard) | Response::RemoveReplica(shard) => Ok(shard),
+            other => Err(Error::Internal(format!(
+                "a change of replicas was answered with {other:?}"
+            ))),
+        }
+    });
+    changed.await
 }
 
 /// One attempt of a request for one shard. Which shard and which replica that is is looked up each
@@ -282,7 +349,14 @@ async fn ask_replica(
         | Request::Placement(_)
         | Request::Report(_)
         | Request::Locate(_)
-        | Request::Routes(_) => Err(Error::Internal("the request is for no shard".to_string())),
+        | Request::Routes(_)
+        | Request::CreateReplica(_)
+        | Request::Membership(_)
+        | Request::ReplicaLeft(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => {
+            Err(Error::Internal("the request is for no shard".to_string()))
+        }
     }
 }
 

@@ -11,11 +11,15 @@ use tracing::warn;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::node::changes::Changes;
 use crate::node::formation::Formed;
+use crate::node::keeper::KeeperHandle;
 use crate::node::members::Members;
+use crate::node::orphans::Hints;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::node::router::Router;
+use crate::node::routes::Target;
 use crate::node::splitter;
 use crate::placement::PlacementAnswer;
 use crate::placement::PlacementCommand;
@@ -23,6 +27,7 @@ use crate::raft::Group;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::Position;
+use crate::types::ShardId;
 use crate::types::node::Identity;
 use crate::types::node::Member;
 use crate::types::request::Operation;
@@ -31,13 +36,17 @@ use crate::types::request::WriteKind;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
+use crate::wire::request::CreateReplica;
+use crate::wire::request::Creation;
 use crate::wire::request::GroupStatus;
 use crate::wire::request::JoinRequest;
 use crate::wire::request::JoinResponse;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::ReplicaName;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
 use crate::wire::request::SplitShard;
+use crate::wire::request::Standing;
 use crate::wire::request::StatusQuery;
 
 /// Everything that requests need of a node.
@@ -56,6 +65,12 @@ pub struct Host {
     pub placement: PlacementClient,
     /// Its replicas.
     pub registry: Arc<Registry>,
+    /// Who makes and destroys them.
+    pub keeper: KeeperHandle,
+    /// Who changes the replicas of the shards led from here.
+    pub changes: Changes,
+    /// Who asks whether replicas here still belong to their groups.
+    pub hints: Hints,
     /// The way to the others.
     pub channel: Arc<dyn Channel>,
     /// When it started.
@@ -151,6 +166,26 @@ impl Host {
         until: Instant,
     ) -> Result<Response> {
         let target = self.router.target(key, until).await?;
+        self.ask_target(target, request, until).await
+    }
+
+    /// As [`Host::ask_elsewhere`], for a shard that is named.
+    pub async fn ask_shard(
+        &self,
+        shard: ShardId,
+        request: Request,
+        until: Instant,
+    ) -> Result<Response> {
+        let target = self.router.target_of(shard)?;
+        self.ask_target(target, request, until).await
+    }
+
+    async fn ask_target(
+        &self,
+        target: Target,
+        request: Request,
+        until: Instant,
+    ) -> Result<Response> {
         let left = until.saturating_duration_since(Instant::now());
         let deadline = match request {
             // Given up half-way it would be unknown; its sender asks again with the same id.
@@ -223,6 +258,39 @@ impl Host {
             GroupId::Shard(shard) => self.registry.shard(shard)?.read_position().await,
             GroupId::Placement => self.registry.group(group)?.read_position().await,
         }
+    }
+
+    /// Makes a replica here. Where an earlier one of the same shard is in the way, it may have left the
+    /// group without hearing of it.
+    pub async fn create_replica(&self, create: CreateReplica) -> Result<Creation> {
+        let (shard, replica) = (create.descriptor.id, create.replica);
+        let creation = self.keeper.create(create).await?;
+        match self.registry.shard(shard) {
+            Ok(other) if creation == Creation::NotYet && other.group().replica() != replica => {
+                self.hints.may_have_left(other.group().replica());
+            }
+            Ok(_) | Err(_) => {}
+        }
+        Ok(creation)
+    }
+
+    /// Whether a replica belongs to its shard, and the shard. Only a leader answers, after a round to a
+    /// quorum: what it says may destroy the replica.
+    pub async fn standing(&self, name: ReplicaName) -> Result<(Standing, ShardDescriptor)> {
+        let replica = self.registry.shard(name.shard)?;
+        let group = replica.group();
+        let position = replica.read_position().await?;
+        group.wait_applied(position).await?;
+        let shard = replica.reader().descriptor();
+        let is_member = group.membership().nodes.contains_key(&name.replica)
+            || shard.replicas.iter().any(|known| known.id == name.replica);
+        // Looked at behind the membership: a change that ended between the two still counts.
+        let standing = match is_member {
+            true => Standing::Member,
+            false if self.changes.may_become_member(name.replica) => Standing::NotYet,
+            false => Standing::Stranger,
+        };
+        Ok((standing, shard))
     }
 
     /// What the node says about itself.

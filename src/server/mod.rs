@@ -38,6 +38,7 @@ use crate::env::tasks::offload;
 use crate::node::boot::Boot;
 use crate::node::boot::BootError;
 use crate::node::boot::Stores;
+use crate::node::changes::Changer;
 use crate::node::formation::Formed;
 use crate::node::formation::InitialLayout;
 use crate::node::formation::layout;
@@ -49,6 +50,7 @@ use crate::node::identity::IdentityError;
 use crate::node::joining;
 use crate::node::joining::JoinError;
 use crate::node::members::Members;
+use crate::node::orphans::Orphans;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::node::reporter::Reporter;
@@ -241,6 +243,21 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         Arc::clone(&router),
     );
     tasks.spawn("reporter", |stop| reporter.run(stop));
+    let (changes, changer) = Changer::new(
+        Arc::clone(&stores.registry),
+        placement.clone(),
+        Arc::clone(&channel),
+    );
+    tasks.spawn("changes of replicas", |stop| changer.run(stop));
+    let known = Arc::clone(&members);
+    let (hints, orphans) = Orphans::new(
+        me.node,
+        Arc::clone(&stores.registry),
+        stores.keeper.clone(),
+        Arc::clone(&channel),
+        Arc::new(move || known.list().into_iter().map(|member| member.id).collect()),
+    );
+    tasks.spawn("orphans", |stop| orphans.run(stop));
     handler.open(Host {
         identity: me,
         member,
@@ -249,6 +266,9 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         router,
         placement,
         registry: Arc::clone(&stores.registry),
+        keeper: stores.keeper.clone(),
+        changes,
+        hints,
         channel,
         started: Instant::now(),
         space,

@@ -130,7 +130,8 @@ pub fn empty(
 
 /// Removes all that a replica has in the engine: its row at once, its keys in portions by and by. Done
 /// before, it is done. The caller has stopped the replica's machine, which would write the row again,
-/// and flushes the engine; reads that are still under way are refused.
+/// and flushes the engine; reads that are still under way are refused. A mark stays until [`forget`], so
+/// that a start after a crash tells a replica that was destroyed from one that was lost.
 pub fn destroy(
     engine: &Arc<dyn Engine>,
     slots: &Arc<Slots>,
@@ -144,9 +145,26 @@ pub fn destroy(
     slots.end(replica);
     let mut batch = Batch::default();
     batch.delete(place);
+    batch.put(layout::ending(replica), Vec::new());
     for piece in &Row::decode(&row)?.pieces {
         slots::put_on_clear_list(&mut batch, piece);
     }
+    Ok(engine.write(batch)?)
+}
+
+/// The replicas that were destroyed and not forgotten.
+pub fn destroyed(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
+    let (start, end) = layout::endings();
+    let marks = engine.scan(&start, &end, false);
+    marks
+        .map(|pair| Ok(layout::ending_replica(&pair?.0)?))
+        .collect()
+}
+
+/// Removes the mark of a destroyed replica: the log says for ever that it is gone.
+pub fn forget(engine: &dyn Engine, replica: ReplicaId) -> Result<(), MachineError> {
+    let mut batch = Batch::default();
+    batch.delete(layout::ending(replica));
     Ok(engine.write(batch)?)
 }
 

@@ -350,7 +350,12 @@ fn write_in(request: &Request) -> Option<RequestId> {
         | Request::Placement(_)
         | Request::Report(_)
         | Request::Locate(_)
-        | Request::Routes(_) => None,
+        | Request::Routes(_)
+        | Request::CreateReplica(_)
+        | Request::Membership(_)
+        | Request::ReplicaLeft(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => None,
     }
 }
 
@@ -364,7 +369,9 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::TransferLeader(_)
         | Request::SplitShard(_)
         | Request::Report(_)
-        | Request::Routes(_) => &peer.bulk,
+        | Request::Routes(_)
+        | Request::AddReplica(_)
+        | Request::RemoveReplica(_) => &peer.bulk,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -372,7 +379,10 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::Form(_)
         | Request::Join(_)
         | Request::Placement(_)
-        | Request::Locate(_) => &peer.beat,
+        | Request::Locate(_)
+        | Request::CreateReplica(_)
+        | Request::Membership(_)
+        | Request::ReplicaLeft(_) => &peer.beat,
     }
 }
 
@@ -502,6 +512,35 @@ impl Outgoing {
                 Ok(Response::Locate(route))
             }
             Request::Routes(_) => self.routes().await,
+            Request::CreateReplica(create) => {
+                let request = self.wrap(convert::create_replica_out(create));
+                let response = self.transport().create_replica(request).await?;
+                let creation = convert::created_of(response.into_inner())?;
+                Ok(Response::CreateReplica(creation))
+            }
+            Request::Membership(name) => {
+                let request = self.wrap(convert::membership_out(name));
+                let response = self.transport().membership(request).await?;
+                let (standing, shard) = convert::standing_of(response.into_inner())?;
+                Ok(Response::Membership(standing, shard))
+            }
+            Request::ReplicaLeft(name) => {
+                let request = self.wrap(convert::left_out(name));
+                self.transport().replica_left(request).await?;
+                Ok(Response::ReplicaLeft)
+            }
+            Request::AddReplica(add) => {
+                let request = self.wrap(cluster::add_replica_out(add, self.cluster));
+                let response = self.cluster().add_replica(request).await?;
+                let shard = cluster::changed_of(response.into_inner().shard)?;
+                Ok(Response::AddReplica(shard))
+            }
+            Request::RemoveReplica(name) => {
+                let request = self.wrap(cluster::remove_replica_out(name, self.cluster));
+                let response = self.cluster().remove_replica(request).await?;
+                let shard = cluster::changed_of(response.into_inner().shard)?;
+                Ok(Response::RemoveReplica(shard))
+            }
         }
     }
 

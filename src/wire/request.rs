@@ -128,6 +128,16 @@ pub enum Request {
     /// the deadline. 0: all, at once. The numbers are of one node since its start; over the network
     /// it is always 0.
     Routes(u64),
+    /// A replica that shall be on the receiving node, with nothing in it yet.
+    CreateReplica(CreateReplica),
+    /// Whether a replica belongs to its shard. For the shard's leader.
+    Membership(ReplicaName),
+    /// A replica on the receiving node has left its shard: a hint to ask.
+    ReplicaLeft(ReplicaName),
+    /// Give a shard a further replica. For the shard's leader.
+    AddReplica(AddReplica),
+    /// Take a replica from a shard. For the shard's leader.
+    RemoveReplica(ReplicaName),
 }
 
 impl Request {
@@ -151,7 +161,12 @@ impl Request {
             | Request::Placement(_)
             | Request::Report(_)
             | Request::Locate(_)
-            | Request::Routes(_) => None,
+            | Request::Routes(_)
+            | Request::CreateReplica(_)
+            | Request::Membership(_)
+            | Request::ReplicaLeft(_)
+            | Request::AddReplica(_)
+            | Request::RemoveReplica(_) => None,
         }
     }
 }
@@ -199,6 +214,16 @@ pub enum Response {
     Locate(ShardRoute),
     /// To [`Request::Routes`]: the number to ask on from, and the routes.
     Routes(u64, Vec<ShardRoute>),
+    /// To [`Request::CreateReplica`].
+    CreateReplica(Creation),
+    /// To [`Request::Membership`]: also the shard as its leader knows it.
+    Membership(Standing, ShardDescriptor),
+    /// To [`Request::ReplicaLeft`]: heard.
+    ReplicaLeft,
+    /// To [`Request::AddReplica`]: the shard with the replica.
+    AddReplica(ShardDescriptor),
+    /// To [`Request::RemoveReplica`]: the shard without the replica.
+    RemoveReplica(ShardDescriptor),
 }
 
 /// Reads one key.
@@ -448,6 +473,56 @@ pub struct Report {
     pub shards: Vec<ShardDescriptor>,
     /// The number of the last change of placement's state that it knows; 0: none.
     pub since: u64,
+}
+
+/// Orders a replica that begins with nothing: its group's log or a snapshot fills it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateReplica {
+    /// The shard as the sender knows it.
+    pub descriptor: ShardDescriptor,
+    /// The replica. It is on this node or never was anywhere.
+    pub replica: ReplicaId,
+}
+
+/// What became of an order for a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Creation {
+    /// It is there and takes its group's messages.
+    Open,
+    /// It has ended there, and will not be again.
+    Gone,
+    /// Another replica there still holds some of its keys: one that has not applied a split yet, or is
+    /// about to be destroyed. Ask again.
+    NotYet,
+}
+
+/// A replica of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaName {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica.
+    pub replica: ReplicaId,
+}
+
+/// Whether a replica belongs to its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is a voter or a learner.
+    Member,
+    /// It is neither, but it is being added, or was a moment ago: it may become one.
+    NotYet,
+    /// It is neither and never will be.
+    Stranger,
+}
+
+/// Gives a shard a further replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddReplica {
+    /// The shard.
+    pub shard: ShardId,
+    /// The node that gets it.
+    pub node: NodeId,
 }
 
 /// Where a shard is, as somebody knows it: a hint.

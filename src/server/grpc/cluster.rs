@@ -85,6 +85,40 @@ impl Cluster for ClusterDoor {
             other => Err(refused(unexpected(&other))),
         }
     }
+
+    async fn add_replica(
+        &self,
+        request: Request<v1::AddReplicaRequest>,
+    ) -> Result<Response<v1::AddReplicaResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let (add, cluster) = cluster::add_replica_of(request.get_ref()).map_err(refused)?;
+        let request = NodeRequest::AddReplica(add);
+        match self.door.ask(entered, request, cluster).await {
+            Ok(NodeResponse::AddReplica(shard)) => Ok(Response::new(v1::AddReplicaResponse {
+                shard: cluster::changed_out(shard),
+            })),
+            Ok(other) => Err(refused(unexpected(&other))),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    async fn remove_replica(
+        &self,
+        request: Request<v1::RemoveReplicaRequest>,
+    ) -> Result<Response<v1::RemoveReplicaResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let (name, cluster) = cluster::remove_replica_of(request.get_ref()).map_err(refused)?;
+        let request = NodeRequest::RemoveReplica(name);
+        match self.door.ask(entered, request, cluster).await {
+            Ok(NodeResponse::RemoveReplica(shard)) => {
+                Ok(Response::new(v1::RemoveReplicaResponse {
+                    shard: cluster::changed_out(shard),
+                }))
+            }
+            Ok(other) => Err(refused(unexpected(&other))),
+            Err(error) => Err(refused(error)),
+        }
+    }
 }
 
 fn refused(error: Error) -> Status {

@@ -211,6 +211,49 @@ impl Transport for TransportDoor {
             other => Err(refused(unexpected(&other))),
         }
     }
+
+    async fn create_replica(
+        &self,
+        request: Request<v1::CreateReplicaRequest>,
+    ) -> Result<Response<v1::CreateReplicaResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let create = convert::create_replica_of(request.into_inner()).map_err(refused)?;
+        match self
+            .ask(entered, NodeRequest::CreateReplica(create))
+            .await?
+        {
+            NodeResponse::CreateReplica(creation) => {
+                Ok(Response::new(convert::created_out(creation)))
+            }
+            other => Err(refused(unexpected(&other))),
+        }
+    }
+
+    async fn membership(
+        &self,
+        request: Request<v1::MembershipRequest>,
+    ) -> Result<Response<v1::MembershipResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let name = convert::membership_of(request.into_inner());
+        match self.ask(entered, NodeRequest::Membership(name)).await? {
+            NodeResponse::Membership(standing, shard) => {
+                Ok(Response::new(convert::standing_out(standing, shard)))
+            }
+            other => Err(refused(unexpected(&other))),
+        }
+    }
+
+    async fn replica_left(
+        &self,
+        request: Request<v1::ReplicaLeftRequest>,
+    ) -> Result<Response<v1::ReplicaLeftResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let name = convert::left_of(request.into_inner());
+        match self.ask(entered, NodeRequest::ReplicaLeft(name)).await? {
+            NodeResponse::ReplicaLeft => Ok(Response::new(v1::ReplicaLeftResponse {})),
+            other => Err(refused(unexpected(&other))),
+        }
+    }
 }
 
 /// The chunks between header and end. Without the end the last item is an error.

@@ -24,8 +24,10 @@ use crate::wire::convert::required;
 use crate::wire::convert::sixteen;
 use crate::wire::convert::sixteen_bytes;
 use crate::wire::proto::v1;
+use crate::wire::request::AddReplica;
 use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::ReplicaName;
 use crate::wire::request::Response;
 use crate::wire::request::SplitShard;
 use crate::wire::request::StatusQuery;
@@ -104,6 +106,62 @@ pub fn split_done_of(response: v1::SplitShardResponse) -> Result<Response> {
         left: shard_of(required("left", response.left)?)?,
         right: shard_of(required("right", response.right)?)?,
     })
+}
+
+/// Checks an AddReplica.
+pub fn add_replica_of(request: &v1::AddReplicaRequest) -> Result<Meant<AddReplica>> {
+    let add = AddReplica {
+        shard: ShardId(numbered("shard", request.shard)?),
+        node: NodeId(numbered("node", request.node)?),
+    };
+    Ok((add, cluster_of(&request.cluster_id)?))
+}
+
+/// An AddReplica as it is sent.
+pub fn add_replica_out(add: AddReplica, cluster: Option<ClusterId>) -> v1::AddReplicaRequest {
+    v1::AddReplicaRequest {
+        shard: add.shard.0,
+        node: add.node.0,
+        cluster_id: cluster_bytes(cluster),
+    }
+}
+
+/// Checks a RemoveReplica.
+pub fn remove_replica_of(request: &v1::RemoveReplicaRequest) -> Result<Meant<ReplicaName>> {
+    let name = ReplicaName {
+        shard: ShardId(numbered("shard", request.shard)?),
+        replica: ReplicaId(numbered("replica", request.replica)?),
+    };
+    Ok((name, cluster_of(&request.cluster_id)?))
+}
+
+/// A RemoveReplica as it is sent.
+pub fn remove_replica_out(
+    name: ReplicaName,
+    cluster: Option<ClusterId>,
+) -> v1::RemoveReplicaRequest {
+    v1::RemoveReplicaRequest {
+        shard: name.shard.0,
+        replica: name.replica.0,
+        cluster_id: cluster_bytes(cluster),
+    }
+}
+
+/// The shard after a change of its replicas, as it is sent.
+pub fn changed_out(shard: ShardDescriptor) -> Option<v1::ShardDescriptor> {
+    Some(shard_out(shard))
+}
+
+/// The shard after a change of its replicas.
+pub fn changed_of(shard: Option<v1::ShardDescriptor>) -> Result<ShardDescriptor> {
+    shard_of(required("shard", shard)?)
+}
+
+fn numbered(field: &str, id: u64) -> Result<u64> {
+    match id {
+        0 => Err(Error::invalid(field, "ids start at 1")),
+        id => Ok(id),
+    }
 }
 
 /// Answers Status.

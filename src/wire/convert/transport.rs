@@ -8,9 +8,12 @@ use crate::types::ClusterId;
 use crate::types::Incarnation;
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
 use crate::types::log::Vote;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::convert::cluster;
 use crate::wire::convert::group_number;
 use crate::wire::convert::group_of;
 use crate::wire::convert::optional_sixteen;
@@ -20,11 +23,15 @@ use crate::wire::convert::sixteen_bytes;
 use crate::wire::proto::v1;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
+use crate::wire::request::CreateReplica;
+use crate::wire::request::Creation;
 use crate::wire::request::FormRequest;
 use crate::wire::request::FormResponse;
 use crate::wire::request::Founder;
+use crate::wire::request::ReplicaName;
 use crate::wire::request::Route;
 use crate::wire::request::SnapshotHeader;
+use crate::wire::request::Standing;
 use crate::wire::request::TakeLead;
 use crate::wire::request::VoteRequest;
 use crate::wire::request::VoteResponse;
@@ -329,4 +336,105 @@ pub(super) fn founder_of(founder: v1::Founder) -> Result<Founder> {
         node_address: founder.node_address,
         client_address: founder.client_address,
     })
+}
+
+/// A CreateReplica as it is sent.
+pub fn create_replica_out(create: CreateReplica) -> v1::CreateReplicaRequest {
+    v1::CreateReplicaRequest {
+        shard: Some(cluster::shard_out(create.descriptor)),
+        replica: create.replica.0,
+    }
+}
+
+/// A CreateReplica.
+pub fn create_replica_of(request: v1::CreateReplicaRequest) -> Result<CreateReplica> {
+    Ok(CreateReplica {
+        descriptor: cluster::shard_of(required("shard", request.shard)?)?,
+        replica: ReplicaId(request.replica),
+    })
+}
+
+/// The answer to a CreateReplica as it is sent.
+pub fn created_out(creation: Creation) -> v1::CreateReplicaResponse {
+    let creation = match creation {
+        Creation::Open => v1::Creation::Open,
+        Creation::Gone => v1::Creation::Gone,
+        Creation::NotYet => v1::Creation::NotYet,
+    };
+    v1::CreateReplicaResponse {
+        creation: creation.into(),
+    }
+}
+
+/// The answer to a CreateReplica.
+pub fn created_of(response: v1::CreateReplicaResponse) -> Result<Creation> {
+    match v1::Creation::try_from(response.creation) {
+        Ok(v1::Creation::Open) => Ok(Creation::Open),
+        Ok(v1::Creation::Gone) => Ok(Creation::Gone),
+        Ok(v1::Creation::NotYet) => Ok(Creation::NotYet),
+        Ok(v1::Creation::Unspecified) | Err(_) => {
+            let reason = format!("{} is no answer known here", response.creation);
+            Err(Error::invalid("creation", reason))
+        }
+    }
+}
+
+/// A Membership as it is sent.
+pub fn membership_out(name: ReplicaName) -> v1::MembershipRequest {
+    v1::MembershipRequest {
+        shard: name.shard.0,
+        replica: name.replica.0,
+    }
+}
+
+/// A Membership.
+pub fn membership_of(request: v1::MembershipRequest) -> ReplicaName {
+    ReplicaName {
+        shard: ShardId(request.shard),
+        replica: ReplicaId(request.replica),
+    }
+}
+
+/// The answer to a Membership as it is sent.
+pub fn standing_out(standing: Standing, shard: ShardDescriptor) -> v1::MembershipResponse {
+    let standing = match standing {
+        Standing::Member => v1::Standing::Member,
+        Standing::NotYet => v1::Standing::NotYet,
+        Standing::Stranger => v1::Standing::Stranger,
+    };
+    v1::MembershipResponse {
+        standing: standing.into(),
+        shard: Some(cluster::shard_out(shard)),
+    }
+}
+
+/// The answer to a Membership.
+pub fn standing_of(response: v1::MembershipResponse) -> Result<(Standing, ShardDescriptor)> {
+    let standing = match v1::Standing::try_from(response.standing) {
+        Ok(v1::Standing::Member) => Standing::Member,
+        Ok(v1::Standing::NotYet) => Standing::NotYet,
+        Ok(v1::Standing::Stranger) => Standing::Stranger,
+        Ok(v1::Standing::Unspecified) | Err(_) => {
+            let reason = format!("{} is no answer known here", response.standing);
+            return Err(Error::invalid("standing", reason));
+        }
+    };
+    let shard = cluster::shard_of(required("shard", response.shard)?)?;
+    Ok((standing, shard))
+}
+
+/// A ReplicaLeft as it is sent.
+pub fn left_out(name: ReplicaName) -> v1::ReplicaLeftRequest {
+    v1::ReplicaLeftRequest {
+        shard: name.shard.0,
+        replica: name.replica.0,
+    }
+}
+
+/// A ReplicaLeft.
+pub fn left_of(request: v1::ReplicaLeftRequest) -> ReplicaName {
+    ReplicaName {
+        shard: ShardId(request.shard),
+        replica: ReplicaId(request.replica),
+    }
 }

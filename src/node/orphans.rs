@@ -1,0 +1,209 @@
+//! Finds replicas here that have left their group, and has them destroyed.
+//!
+//! **Only on the word of the group's leader**, which it gives after a round to a quorum: a leader that was
+//! deposed does not know who is a member, and a list that comes from elsewhere may be late. Until then a
+//! replica that is in doubt keeps everything: it may be one that was just added and is needed tomorrow.
+//! It disturbs nobody meanwhile, since the others refuse it their votes while they have a leader.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use tracing::info;
+
+use crate::env::tasks::TaskResult;
+use crate::error::Error;
+use crate::node::doubts::Doubts;
+use crate::node::doubts::Place;
+use crate::node::doubts::is_doubtful;
+use crate::node::keeper::KeeperHandle;
+use crate::node::registry::Registry;
+use crate::node::replica::Replica;
+use crate::types::NodeId;
+use crate::types::ReplicaId;
+use crate::types::shard::ShardDescriptor;
+use crate::wire::request::Call;
+use crate::wire::request::Channel;
+use crate::wire::request::ReplicaName;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+use crate::wire::request::Standing;
+
+/// How often the replicas are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Hints that wait. Full: a hint is dropped; the replica comes to doubt by itself.
+const HINTS_WAITING_MAX: usize = 1_024;
+/// Replicas that are asked about side by side.
+const QUESTIONS_MAX: usize = 32;
+/// How long one node may take to answer: a round to a quorum.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// The nodes of the cluster, as far as they are known here.
+pub type Nodes = Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>;
+
+/// Says that a replica here may have left its group. Cloning shares the way to the task.
+#[derive(Clone)]
+pub struct Hints {
+    replicas: mpsc::Sender<ReplicaId>,
+}
+
+impl Hints {
+    /// Has the replica ask now, if it is here.
+    pub fn may_have_left(&self, replica: ReplicaId) {
+        // Full: see there.
+        let _ = self.replicas.try_send(replica);
+    }
+}
+
+/// Asks for replicas in doubt.
+pub struct Orphans {
+    me: NodeId,
+    registry: Arc<Registry>,
+    keeper: KeeperHandle,
+    channel: Arc<dyn Channel>,
+    nodes: Nodes,
+    hints: mpsc::Receiver<ReplicaId>,
+    doubts: Doubts,
+    started: Instant,
+}
+
+impl Orphans {
+    /// The task's state, and the way to give it hints.
+    pub fn new(
+        me: NodeId,
+        registry: Arc<Registry>,
+        keeper: KeeperHandle,
+        channel: Arc<dyn Channel>,
+        nodes: Nodes,
+    ) -> (Hints, Orphans) {
+        let (replicas, hints) = mpsc::channel(HINTS_WAITING_MAX);
+        let orphans = Orphans {
+            me,
+            registry,
+            keeper,
+            channel,
+            nodes,
+            hints,
+            doubts: Doubts::default(),
+            started: Instant::now(),
+        };
+        (Hints { replicas }, orphans)
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) -> TaskResult {
+        let mut looks = interval(LOOK_INTERVAL);
+        loop {
+            let doubtful = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(hint) = self.hints.recv() => self.hinted(hint),
+                _ = looks.tick() => self.due(),
+            };
+            // Given up half-way, it is asked again after the next start.
+            let asked = stop.run_until_cancelled(self.ask_for_all(doubtful));
+            if asked.await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn hinted(&self, hint: ReplicaId) -> Vec<Replica> {
+        let mut replicas = self.registry.shards();
+        replicas.retain(|replica| replica.group().replica() == hint);
+        replicas
+    }
+
+    fn due(&mut self) -> Vec<Replica> {
+        let mut replicas = self.registry.shards();
+        replicas.retain(|replica| is_doubtful(place(replica)));
+        let ids: Vec<ReplicaId> = replicas.iter().map(id).collect();
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let due = self.doubts.take_due(&ids, now_ms);
+        replicas.retain(|replica| due.contains(&id(replica)));
+        replicas
+    }
+
+    async fn ask_for_all(&self, replicas: Vec<Replica>) {
+        let questions = replicas.into_iter().map(|replica| self.ask_for(replica));
+        let mut asked = stream::iter(questions).buffer_unordered(QUESTIONS_MAX);
+        while asked.next().await.is_some() {}
+    }
+
+    async fn ask_for(&self, replica: Replica) {
+        let name = ReplicaName {
+            shard: replica.reader().descriptor().id,
+            replica: id(&replica),
+        };
+        let standing = self.standing(name, &replica.reader().descriptor()).await;
+        debug!(shard = %name.shard, replica = %name.replica, ?standing, "asked whether it belongs");
+        if standing != Some(Standing::Stranger) {
+            return;
+        }
+        info!(shard = %name.shard, replica = %name.replica, "the leader says that it has left");
+        if let Err(error) = self.keeper.destroy(name.replica).await {
+            debug!(replica = %name.replica, %error, "not destroyed yet");
+        }
+    }
+
+    /// What the leader says, whom any of the nodes may name; `None` when it is not found.
+    async fn standing(&self, name: ReplicaName, shard: &ShardDescriptor) -> Option<Standing> {
+        let mut nodes: VecDeque<NodeId> =
+            shard.replicas.iter().map(|replica| replica.node).collect();
+        nodes.extend((self.nodes)());
+        let mut asked = vec![self.me];
+        while let Some(node) = nodes.pop_front() {
+            if asked.contains(&node) {
+                continue;
+            }
+            asked.push(node);
+            match self.ask(node, name).await {
+                Ok(standing) => return Some(standing),
+                Err(Error::NotLeader {
+                    leader: Some(leader),
+                    ..
+                }) => nodes.push_front(leader),
+                Err(_) => {}
+            }
+        }
+        None
+    }
+
+    async fn ask(&self, node: NodeId, name: ReplicaName) -> Result<Standing, Error> {
+        let call = Call {
+            request: Request::Membership(name),
+            deadline: ANSWER_MAX,
+            forwarded: true,
+            cluster: None,
+        };
+        match self.channel.node(node).call(call).await? {
+            Response::Membership(standing, _) => Ok(standing),
+            other => Err(Error::Internal(format!(
+                "asked for a membership, got {other:?}"
+            ))),
+        }
+    }
+}
+
+fn id(replica: &Replica) -> ReplicaId {
+    replica.group().replica()
+}
+
+fn place(replica: &Replica) -> Place {
+    let descriptor = replica.reader().descriptor();
+    Place {
+        silence_ms: replica.group().silence().as_millis() as u64,
+        is_filled: replica.is_filled(),
+        is_listed: descriptor
+            .replicas
+            .iter()
+            .any(|listed| listed.id == id(replica)),
+    }
+}

@@ -1,0 +1,119 @@
+//! First contact: a member whose node does not have its replica yet is introduced to that node.
+//!
+//! A replica that was just added, and a child of a split whose node has stepped over the split by a
+//! snapshot of the parent, come to be in this one way. Only a member of the membership that this replica
+//! has applied is introduced, which is committed: a message to anyone else comes from an older state of
+//! the group, and the node that refuses it is right.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::error::Error;
+use crate::raft::group::Introduction;
+use crate::types::ReplicaId;
+use crate::types::shard::Replica;
+use crate::wire::request::Call;
+use crate::wire::request::CreateReplica;
+use crate::wire::request::Creation;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+use crate::wire::request::Service;
+
+/// Between two introductions of one replica.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the node may take: it writes down that the replica was born.
+const DEADLINE: Duration = Duration::from_secs(1);
+
+/// What one replica tells the nodes of the others.
+pub(super) struct Introductions {
+    introduction: Introduction,
+    /// When each member may be introduced again; `None`: never, since it has ended.
+    next: Mutex<BTreeMap<ReplicaId, Option<Instant>>>,
+}
+
+impl Introductions {
+    pub(super) fn new(introduction: Introduction) -> Introductions {
+        Introductions {
+            introduction,
+            next: Mutex::default(),
+        }
+    }
+
+    /// Whether it is time, which it then is not for a while.
+    fn take_turn(&self, to: ReplicaId, now: Instant) -> bool {
+        let mut next = self.next.lock().expect("nothing panics under this lock");
+        let is_due = next
+            .get(&to)
+            .is_none_or(|next| next.is_some_and(|next| next <= now));
+        if is_due {
+            next.insert(to, Some(now + PAUSE));
+        }
+        is_due
+    }
+
+    fn is_gone(&self, to: ReplicaId) {
+        let mut next = self.next.lock().expect("nothing panics under this lock");
+        next.insert(to, None);
+    }
+}
+
+/// Introduces one member to its node.
+pub(super) struct Introducer {
+    pub(super) introductions: Arc<Introductions>,
+    pub(super) service: Arc<dyn Service>,
+    pub(super) to: Replica,
+}
+
+impl Introducer {
+    /// After a refused message: if the replica is not there, has its node make it. The message that was
+    /// refused is sent again by its sender. Cancel-safe: a dropped call may have made the replica.
+    pub(super) async fn refused(&self, error: &Error) {
+        if !matches!(error, Error::NotFound { .. }) {
+            return;
+        }
+        let Some(descriptor) = (self.introductions.introduction)() else {
+            return;
+        };
+        let is_member = descriptor.replicas.contains(&self.to);
+        if !is_member || !self.introductions.take_turn(self.to.id, Instant::now()) {
+            return;
+        }
+        let create = CreateReplica {
+            descriptor,
+            replica: self.to.id,
+        };
+        let call = Call {
+            request: Request::CreateReplica(create),
+            deadline: DEADLINE,
+            forwarded: false,
+            cluster: None,
+        };
+        let answer = self.service.call(call).await;
+        debug!(replica = %self.to.id, node = %self.to.node, ?answer, "introduced");
+        if let Ok(Response::CreateReplica(Creation::Gone)) = answer {
+            self.introductions.is_gone(self.to.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_is_introduced_once_a_second_and_not_after_its_end() {
+        let introductions = Introductions::new(Arc::new(|| None));
+        let (now, member) = (Instant::now(), ReplicaId(7));
+        assert!(introductions.take_turn(member, now));
+        assert!(!introductions.take_turn(member, now + PAUSE / 2));
+        assert!(introductions.take_turn(ReplicaId(8), now));
+        assert!(introductions.take_turn(member, now + PAUSE));
+        introductions.is_gone(member);
+        assert!(!introductions.take_turn(member, now + 100 * PAUSE));
+    }
+}
