@@ -13,6 +13,7 @@ pub mod keys;
 pub mod import;
 pub mod export;
 pub mod cluster;
+pub mod replicas;
 pub mod load;
 pub mod bench;
 pub mod serve;
