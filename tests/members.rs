@@ -16,6 +16,10 @@ use quorate::types::GroupId;
 use quorate::types::NodeId;
 use quorate::types::ReplicaId;
 use quorate::types::ShardId;
+use quorate::types::key::VALUE_BYTES_MAX;
+use quorate::types::request::Operation;
+use quorate::types::request::Write;
+use quorate::types::request::WriteKind;
 use quorate::types::shard::ShardDescriptor;
 use quorate::wire::request::AddReplica;
 use quorate::wire::request::Call;
@@ -161,6 +165,57 @@ async fn a_change_whose_leader_is_killed_is_finished_by_the_next() {
         count("finishing a change of voters"),
         count("change=Promote"),
     );
+}
+
+/// The snapshot that fills the learner takes a moment, in which its leader dies. Nobody asks again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_whose_leader_was_killed_is_promoted_by_the_next() {
+    let mut rig = Rig::start(support::SMALL_LOG).await;
+    for number in 0..LARGE_VALUES {
+        put(&rig, &format!("large/{number}"), vec![7; VALUE_BYTES_MAX]).await;
+    }
+    let (leader, follower) = roles(&mut rig).await;
+    let old = replica_on(&mut rig, follower).await;
+    remove(&rig, leader, old).await.unwrap();
+    until(&mut rig, follower, "the old one is destroyed", |group| {
+        group.is_none()
+    })
+    .await;
+    let (leader, _) = roles(&mut rig).await;
+    let asked = begin(&rig, leader, add_request(follower));
+    until(&mut rig, follower, "it is a learner", |group| {
+        group.is_some_and(|group| group.role == "learner")
+    })
+    .await;
+    restart(&mut rig, leader).await;
+    let killed = asked.await;
+    until(&mut rig, follower, "it follows as a voter", |group| {
+        group.is_some_and(|group| group.role != "learner" && group.applied_index > 0)
+    })
+    .await;
+    let promoted: usize = (0..3)
+        .map(|node| rig.processes.log(node).matches("Promote").count())
+        .sum();
+    println!("the change ended with {killed:?}; taken up again: {promoted} log lines");
+    assert!(promoted > 0 || killed.is_ok(), "{killed:?}");
+    same_state(&mut rig).await;
+}
+
+/// Values of the longest kind: their snapshot takes a second or so.
+const LARGE_VALUES: usize = 24;
+
+async fn put(rig: &Rig, key: &str, value: Vec<u8>) {
+    let write = Write {
+        id: support::ids()(),
+        kind: WriteKind::Keys {
+            conditions: Vec::new(),
+            operations: vec![Operation::Put {
+                key: key.to_owned().into(),
+                value: value.into(),
+            }],
+        },
+    };
+    begin(rig, 0, Request::Write(write)).await.unwrap();
 }
 
 fn node_id(node: usize) -> NodeId {

@@ -14,6 +14,7 @@ pub mod import;
 pub mod export;
 pub mod cluster;
 pub mod node;
+pub mod replicas;
 pub mod shard;
 pub mod load;
 pub mod bench;
@@ -104,7 +105,7 @@ pub enum Verb {
     /// List the nodes of the cluster
     #[command(subcommand, after_help = "Example:\n  quorate node list")]
     Node(node::NodeVerb),
-    /// List and split shards, and move their leaders
+    /// List and split shards, and move their leaders and replicas
     Shard(shard::ShardArgs),
     /// Ask the node on this machine whether it is ready: for container health checks
     Health(cluster::HealthArgs),

@@ -15,6 +15,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::keys::EncodingArgs;
 use crate::cli::progress::Steps;
+use crate::cli::replicas;
 use crate::cli::text;
 use crate::client::Admin;
 use crate::client::admin::ShardView;
@@ -58,6 +59,10 @@ enum ShardVerb {
     Split(SplitArgs),
     /// Hand the leadership of a shard to another node
     TransferLeader(TransferLeaderArgs),
+    /// Give a shard a replica on a further node
+    AddReplica(replicas::AddReplicaArgs),
+    /// Take a replica from a shard
+    RemoveReplica(replicas::RemoveReplicaArgs),
 }
 
 /// Does what was typed.
@@ -66,6 +71,8 @@ pub async fn run(args: ShardArgs, context: &Context) -> Result<(), Failure> {
         ShardVerb::List(args) => list(args, context).await,
         ShardVerb::Split(args) => split(args, context).await,
         ShardVerb::TransferLeader(args) => transfer_leader(args, context).await,
+        ShardVerb::AddReplica(args) => replicas::add(args, context).await,
+        ShardVerb::RemoveReplica(args) => replicas::remove(args, context).await,
     }
 }
 

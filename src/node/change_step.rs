@@ -205,19 +205,27 @@ mod tests {
         })
     }
 
+    /// Voters, learners, what is asked for, and the step.
+    type Case = (
+        &'static [&'static [u64]],
+        &'static [u64],
+        Change,
+        Result<Step, Refusal>,
+    );
+
     /// Led by r1.
     #[test]
     fn each_membership_has_one_next_step() {
         let promote = |replica| Change::Promote {
             replica: ReplicaId(replica),
         };
-        let three: &[&[u64]] = &[&[1, 2, 3]];
+        let three: &'static [&'static [u64]] = &[&[1, 2, 3]];
         let learner = |id: u64| Refusal::Unfinished {
             learner: ReplicaId(id),
             node: NodeId(id % 10),
         };
         let create = |node| Ok(Step::Create { node: NodeId(node) });
-        let table: &[(&[&[u64]], &[u64], Change, Result<Step, Refusal>)] = &[
+        let table: &[Case] = &[
             (three, &[], add(4), create(4)),
             (three, &[14], add(4), promoted(14, &[1, 2, 3, 14])),
             (
@@ -302,7 +310,9 @@ mod tests {
             }
             let expected: &[u64] = match change {
                 Change::Add { .. } => &[1, 2, 3, 14],
-                Change::Remove { replica } if replica == ReplicaId(1) => &[2, 3],
+                Change::Remove {
+                    replica: ReplicaId(1),
+                } => &[2, 3],
                 _ => &[1, 2],
             };
             assert_eq!(state.voters, [set_of(expected)]);

@@ -284,15 +284,26 @@ impl Channel for Nobody {
 }
 
 async fn lone_group(engine: &Arc<dyn Engine>, wal: &Wal) -> (Group, ShardReader) {
-    let replica = Replica {
+    group_with(engine, wal, lone_membership()).await
+}
+
+fn lone_membership() -> Membership {
+    Membership::of(&[Replica {
         id: REPLICA,
         node: NodeId(1),
-    };
+    }])
+}
+
+async fn group_with(
+    engine: &Arc<dyn Engine>,
+    wal: &Wal,
+    membership: Membership,
+) -> (Group, ShardReader) {
     let seed = Some(Position { term: 1, index: 1 });
     let applied = Applied {
         position: seed,
         membership_position: seed,
-        membership: Membership::of(&[replica]).encode(),
+        membership: membership.encode(),
     };
     let machine = machine(engine, applied);
     let reader = machine.reader();
@@ -393,4 +404,39 @@ async fn a_group_whose_core_panics_is_reopened_and_has_lost_nothing() {
         .unwrap()
         .unwrap();
     assert_eq!(group.view().role, "failed");
+}
+
+/// What a leader leaves that dies between the two entries of a change of voters.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_was_left_joint_is_finished_by_its_next_leader() {
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let mut joint = lone_membership();
+    joint.voters.push(joint.voters[0].clone());
+    let (group, reader) = group_with(&engine, &wal, joint).await;
+    leading(&group).await;
+    assert!(group.is_joint());
+    let before = reader.descriptor().epoch.conf;
+    group.finish_change().await.unwrap();
+    assert!(!group.is_joint() && group.membership() == lone_membership());
+    assert!(reader.descriptor().epoch.conf > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_a_replica_that_ends_is_told() {
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let (group, _) = lone_group(&engine, &wal).await;
+    leading(&group).await;
+    let never = Position {
+        term: 99,
+        index: u64::MAX,
+    };
+    let (waiter, ender) = (group.clone(), group.clone());
+    let (waited, ()) = tokio::join!(waiter.wait_applied(never), ender.end());
+    assert!(matches!(waited, Err(crate::error::Error::NotFound { .. })));
 }
