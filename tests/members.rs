@@ -122,7 +122,7 @@ async fn a_change_whose_leader_is_killed_is_finished_by_the_next() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
     let writers = support::write(&rig.nodes, "killed/", 4);
     support::answered(&writers, 200, "before the change").await;
-    for (round, delay_ms) in [0, 10, 20, 30, 50, 80, 120, 200].into_iter().enumerate() {
+    for (round, delay_ms) in [0, 15, 30, 60, 100, 200].into_iter().enumerate() {
         let (leader, follower) = roles(&mut rig).await;
         let old = replica_on(&mut rig, follower).await;
         let asked = begin(&rig, leader, remove_request(old));

@@ -505,3 +505,130 @@ async fn vote_in_seed_term(log: &ReplicaLog) -> Result<(), OpenError> {
         error,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::engine::memory::MemoryEngine;
+    use crate::env::files::DiskFiles;
+    use crate::types::Key;
+    use crate::types::KeyRange;
+    use crate::types::NodeId;
+    use crate::types::ShardId;
+    use crate::types::shard::Epoch;
+    use crate::wire::request::Service;
+
+    const REPLICA: ReplicaId = ReplicaId(7);
+
+    struct Nobody;
+
+    impl Channel for Nobody {
+        fn node(&self, id: NodeId) -> Arc<dyn Service> {
+            unreachable!("{id} was asked")
+        }
+
+        fn address(&self, address: &str) -> Arc<dyn Service> {
+            unreachable!("{address} was asked")
+        }
+
+        fn learn(&self, _member: crate::types::node::Member) {}
+    }
+
+    fn opener(directory: &std::path::Path, engine: &Arc<dyn Engine>) -> Opener {
+        let options = crate::wal::Options {
+            segment_bytes: crate::wal::SEGMENT_BYTES_MIN,
+            ..Default::default()
+        };
+        let (wal, writer) = Wal::open(Arc::new(DiskFiles), directory, options).unwrap();
+        writer.spawn(&wal).unwrap();
+        let flushed = Arc::clone(engine);
+        Opener {
+            wal,
+            engine: Arc::clone(engine),
+            slots: Slots::open(Arc::clone(engine)).unwrap(),
+            registry: Arc::default(),
+            channel: Arc::new(Nobody),
+            clock: Clock::system(),
+            flush: Arc::new(move || {
+                flushed.flush().unwrap();
+                async {}.boxed()
+            }),
+            fail: Arc::new(|why| panic!("{why}")),
+            seeded: Arc::new(|_| {}),
+            raft: raft::Options::default(),
+            consensus: Handle::current(),
+        }
+    }
+
+    fn descriptor() -> ShardDescriptor {
+        ShardDescriptor {
+            id: ShardId(1),
+            range: KeyRange {
+                start: Key::from_static(b"m"),
+                end: None,
+            },
+            epoch: Epoch::default(),
+            replicas: Vec::new(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_destruction_that_a_crash_has_cut_short_is_finished_at_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let opener = opener(directory.path(), &engine);
+        opener.empty(REPLICA, descriptor()).await.unwrap();
+        opener.finish_destructions().await.unwrap();
+        let origin = Origin::Empty {
+            descriptor: descriptor(),
+        };
+        let born = opener.born(REPLICA, origin.clone()).await.unwrap();
+        assert!(born.is_some(), "one that lives is left alone");
+
+        // The crash comes before the log says that it is gone.
+        shard::destroy(&engine, &opener.slots, REPLICA).unwrap();
+        assert!(!opener.wal.is_gone(REPLICA));
+        opener.finish_destructions().await.unwrap();
+        assert!(opener.wal.is_gone(REPLICA));
+        assert!(shard::destroyed(engine.as_ref()).unwrap().is_empty());
+        assert!(opener.born(REPLICA, origin).await.unwrap().is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replica_that_begins_with_nothing_has_no_vote_and_comes_back_with_its_row() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let opener = opener(directory.path(), &engine);
+        let ready = opener.empty(REPLICA, descriptor()).await.unwrap();
+        assert_eq!(ready.log.state(), Default::default());
+        let known = opener.wal.replicas();
+        let origin = Origin::decode(REPLICA, &known[0].born).unwrap();
+        assert!(
+            opener
+                .born(REPLICA, origin.clone())
+                .await
+                .unwrap()
+                .is_some()
+        );
+        // Its row was lost: whoever sees that there is room makes it anew, with the same birth.
+        let mut batch = crate::engine::Batch::default();
+        batch.delete(crate::codec::layout::row(REPLICA));
+        engine.write(batch).unwrap();
+        assert!(opener.born(REPLICA, origin).await.unwrap().is_none());
+        opener.empty(REPLICA, descriptor()).await.unwrap();
+        assert_eq!(opener.wal.replicas().len(), 1);
+    }
+
+    #[test]
+    fn the_first_format_of_an_empty_origin_is_still_read_and_written() {
+        let origin = Origin::Empty {
+            descriptor: descriptor(),
+        };
+        let old = [1, 3, 1, 1, b'm', 0, 0, 0, 0];
+        assert_eq!(*origin.encode(), old);
+        let read = Origin::decode(REPLICA, &old).unwrap();
+        assert!(matches!(read, Origin::Empty { descriptor: read } if read == descriptor()));
+    }
+}
