@@ -103,17 +103,109 @@ impl Introducer {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use futures::stream::BoxStream;
+
     use super::*;
+    use crate::error::Result;
+    use crate::types::KeyRange;
+    use crate::types::NodeId;
+    use crate::types::ShardId;
+    use crate::types::log::Vote;
+    use crate::types::shard::Epoch;
+    use crate::types::shard::ShardDescriptor;
+    use crate::wire::request::AppendRequest;
+    use crate::wire::request::AppendResponse;
+    use crate::wire::request::Route;
+    use crate::wire::request::SnapshotHeader;
+
+    const MEMBER: Replica = Replica {
+        id: ReplicaId(7),
+        node: NodeId(2),
+    };
+
+    /// Answers every order for a replica alike.
+    struct Node {
+        creation: Creation,
+        asked: Mutex<Vec<CreateReplica>>,
+    }
+
+    impl Service for Node {
+        fn call(&self, call: Call) -> BoxFuture<'static, Result<Response>> {
+            let Request::CreateReplica(create) = call.request else {
+                unreachable!("it was asked {:?}", call.request)
+            };
+            self.asked.lock().unwrap().push(create);
+            let creation = self.creation;
+            async move { Ok(Response::CreateReplica(creation)) }.boxed()
+        }
+
+        fn append(
+            &self,
+            _route: Route,
+            _requests: BoxStream<'static, AppendRequest>,
+        ) -> BoxStream<'static, Result<AppendResponse>> {
+            unreachable!("nothing is appended")
+        }
+
+        fn snapshot(
+            &self,
+            _snapshot: SnapshotHeader,
+            _chunks: BoxStream<'static, Result<bytes::Bytes>>,
+        ) -> BoxFuture<'static, Result<Vote>> {
+            unreachable!("nothing is sent")
+        }
+    }
+
+    fn introducer(creation: Creation, to: Replica) -> (Introducer, Arc<Node>) {
+        let descriptor = ShardDescriptor {
+            id: ShardId(1),
+            range: KeyRange::ALL,
+            epoch: Epoch::default(),
+            replicas: vec![MEMBER],
+        };
+        let introduction: Introduction = Arc::new(move || Some(descriptor.clone()));
+        let asked = Mutex::default();
+        let node = Arc::new(Node { creation, asked });
+        let introducer = Introducer {
+            introductions: Arc::new(Introductions::new(introduction)),
+            service: Arc::clone(&node) as Arc<dyn Service>,
+            to,
+        };
+        (introducer, node)
+    }
+
+    /// How often a node is asked when a message is refused every 100 ms for 5 s.
+    async fn asked(creation: Creation, to: Replica, refusal: &Error) -> usize {
+        let (introducer, node) = introducer(creation, to);
+        for _ in 0..50 {
+            introducer.refused(refusal).await;
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        let asked = node.asked.lock().unwrap();
+        assert!(asked.iter().all(|create| create.replica == to.id));
+        asked.len()
+    }
 
     #[tokio::test(start_paused = true)]
-    async fn a_member_is_introduced_once_a_second_and_not_after_its_end() {
-        let introductions = Introductions::new(Arc::new(|| None));
-        let (now, member) = (Instant::now(), ReplicaId(7));
-        assert!(introductions.take_turn(member, now));
-        assert!(!introductions.take_turn(member, now + PAUSE / 2));
-        assert!(introductions.take_turn(ReplicaId(8), now));
-        assert!(introductions.take_turn(member, now + PAUSE));
-        introductions.is_gone(member);
-        assert!(!introductions.take_turn(member, now + 100 * PAUSE));
+    async fn a_member_that_is_not_there_is_introduced_once_a_second_until_it_has_ended() {
+        let absent = Error::NotFound {
+            what: "r7".to_string(),
+        };
+        assert_eq!(asked(Creation::NotYet, MEMBER, &absent).await, 5);
+        assert_eq!(asked(Creation::Gone, MEMBER, &absent).await, 1);
+        let stranger = Replica {
+            id: ReplicaId(8),
+            ..MEMBER
+        };
+        assert_eq!(asked(Creation::Open, stranger, &absent).await, 0);
+        let elsewhere = Replica {
+            node: NodeId(3),
+            ..MEMBER
+        };
+        assert_eq!(asked(Creation::Open, elsewhere, &absent).await, 0);
+        let starting = Error::unavailable("n2", "it is starting");
+        assert_eq!(asked(Creation::Open, MEMBER, &starting).await, 0);
     }
 }
