@@ -10,6 +10,7 @@ pub mod net;
 pub mod steps;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -24,14 +25,18 @@ use quorate::env::tasks::TaskSet;
 use quorate::node::boot::Boot;
 use quorate::node::boot::BootError;
 use quorate::node::boot::Stores;
+use quorate::node::changes::Changer;
+use quorate::node::formation::Formed;
 use quorate::node::formation::InitialLayout;
+use quorate::node::members::Members;
+use quorate::node::orphans::Orphans;
 use quorate::node::placement::PlacementClient;
 use quorate::node::registry::Registry;
 use quorate::node::replica::Replica;
+use quorate::node::router::Router;
 use quorate::raft;
 use quorate::raft::Leadership;
 use quorate::server::handler::Handler;
-use quorate::server::host::Home;
 use quorate::server::host::Host;
 use quorate::server::host::Space;
 use quorate::shard::StateHash;
@@ -192,7 +197,7 @@ impl Rack {
             let failed = tasks.failed().await;
             watched.because(failed.to_string());
         });
-        handler.open(host(seat.id, &stores.registry, channel));
+        handler.open(host(seat.id, &stores, channel));
         self.seats[node].life = Some(Life {
             runtime: Some(runtime),
             steps,
@@ -467,25 +472,59 @@ fn layout() -> InitialLayout {
     }
 }
 
-fn host(node: NodeId, registry: &Arc<Registry>, channel: Arc<dyn Channel>) -> Host {
+/// The node as its handler sees it. Nobody changes replicas here, or looks for those that have left.
+fn host(node: NodeId, stores: &Stores, channel: Arc<dyn Channel>) -> Host {
     let layout = layout();
+    let registry = &stores.registry;
     let identity = Identity {
         cluster: CLUSTER,
         node,
         incarnation: member(node).incarnation,
     };
     let nodes = layout.members.iter().map(|member| member.id).collect();
+    let placement =
+        PlacementClient::new(identity, nodes, Arc::clone(registry), Arc::clone(&channel));
+    // Not the node's own disk, whose steps are counted.
+    let members = Members::open(
+        Arc::new(CrashDisk::new()),
+        Path::new("members"),
+        Arc::clone(&channel),
+        member(node),
+        layout.members,
+    );
+    let members = Arc::new(members.unwrap());
+    let router = Router::new(
+        identity,
+        Arc::clone(registry),
+        Arc::clone(&members),
+        Arc::clone(&channel),
+    );
+    let (changes, _) = Changer::new(
+        Arc::clone(registry),
+        placement.clone(),
+        Arc::clone(&channel),
+    );
+    let (hints, _) = Orphans::new(
+        node,
+        Arc::clone(registry),
+        stores.keeper.clone(),
+        Arc::clone(&channel),
+        Arc::new(Vec::new),
+    );
     Host {
         identity,
         member: member(node),
-        members: layout.members,
-        home: Home::new(layout.shard),
-        placement: PlacementClient::new(
-            identity,
-            nodes,
-            Arc::clone(registry),
-            Arc::clone(&channel),
-        ),
+        members,
+        formed: Formed {
+            cluster: CLUSTER,
+            token: String::new(),
+            founders: Vec::new(),
+        },
+        router: Arc::new(router),
+        keeper: stores.keeper.clone(),
+        changes,
+        hints,
+        placement,
         registry: Arc::clone(registry),
         channel,
         started: Instant::now(),
