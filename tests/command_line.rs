@@ -206,7 +206,7 @@ async fn what_cannot_be_understood_exits_with_three_and_help_with_none() {
         &["shard", "transfer-leader", "shard"],
         &["shard", "split"],
         &["shard", "split", "s1"],
-        &["shard", "split", "--at", "m"],
+        &["shard", "split", "s1", "--at", "m", "--at", "n"],
         &["shard", "split", "s1", "--at", "m", "--count", "2"],
         &["shard", "split", "--prefix", "p"],
         &["shard", "split", "--prefix", "p", "--count", "1"],
@@ -793,6 +793,15 @@ async fn shard_split_cuts_where_it_is_told_and_only_once() {
     assert_eq!(said.code, 3);
     assert!(said.err.contains("that key is in s1, not in s2"));
     assert_eq!(starts(&cluster), ["", "m"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shard_split_makes_several_cuts_in_whatever_shards_the_keys_are() {
+    let cluster = Cluster::new();
+    let said = typed(&cluster, &["shard", "split", "--at", "p", "--at", "c"]).await;
+    let cuts = "s1 ends and s2 begins at p\ns1 ends and s3 begins at c\n";
+    assert_eq!((said.code, said.out()), (0, cuts), "{}", said.err);
+    assert_eq!(starts(&cluster), ["", "c", "p"]);
 }
 
 #[tokio::test(start_paused = true)]
