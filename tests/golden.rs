@@ -24,6 +24,7 @@ use quorate::engine::MemoryEngine;
 use quorate::engine::Overlay;
 use quorate::engine::SledEngine;
 use quorate::engine::sled::Options;
+use quorate::error::Error;
 use quorate::machine::Applied;
 use quorate::machine::Membership;
 use quorate::machine::SnapshotSource;
@@ -35,6 +36,8 @@ use quorate::mvcc::read;
 use quorate::mvcc::version::Content;
 use quorate::mvcc::version::Version;
 use quorate::mvcc::write::Current;
+use quorate::node::routes::Routes;
+use quorate::node::routes::Target;
 use quorate::shard;
 use quorate::shard::Command;
 use quorate::shard::Seed;
@@ -45,6 +48,7 @@ use quorate::shard::command;
 use quorate::shard::command::Answer;
 use quorate::shard::command::Body;
 use quorate::shard::command::SplitOutcome;
+use quorate::types::GroupId;
 use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
@@ -82,28 +86,48 @@ fn shard_scripts() {
     run_all("shard", |store| Box::new(ShardScript::new(store)));
 }
 
+/// What a crash leaves, and what a replica makes of it with its log.
+#[test]
+fn recovery_scripts() {
+    run_all("recovery", |store| Box::new(ShardScript::new(store)));
+}
+
+/// No engine is asked, so both runs are the same.
+#[test]
+fn routes_scripts() {
+    run_all("routes", |_| Box::new(RoutesScript::default()));
+}
+
 /// Something that takes commands and answers each with a line.
 trait Script {
     fn run(&mut self, command: &str) -> String;
 }
 
-/// An engine that can be closed and opened again.
+/// An engine that can be closed and opened again, as it was left or as it was flushed.
 struct Store {
+    /// Of the engine on disk, and a copy of it as it was flushed.
     directory: Option<tempfile::TempDir>,
+    flushed: Option<tempfile::TempDir>,
+    memory: Option<Arc<MemoryEngine>>,
     engine: Option<Arc<dyn Engine>>,
 }
 
 impl Store {
     fn memory() -> Store {
+        let memory = Arc::new(MemoryEngine::new());
         Store {
             directory: None,
-            engine: Some(Arc::new(MemoryEngine::new())),
+            flushed: None,
+            memory: Some(memory.clone()),
+            engine: Some(memory),
         }
     }
 
     fn sled() -> Store {
         let mut store = Store {
             directory: Some(tempfile::tempdir().unwrap()),
+            flushed: None,
+            memory: None,
             engine: None,
         };
         store.reopen();
@@ -122,6 +146,37 @@ impl Store {
             };
             let engine = SledEngine::open(directory.path(), &options).unwrap();
             self.engine = Some(Arc::new(engine));
+        }
+    }
+
+    fn flush(&mut self) {
+        self.engine().flush().unwrap();
+        if let Some(directory) = &self.directory {
+            let copy = tempfile::tempdir().unwrap();
+            copy_files(directory.path(), copy.path());
+            self.flushed = Some(copy);
+        }
+    }
+
+    /// Goes back to the last flush. Nobody may hold the engine.
+    fn crash(&mut self) {
+        if let Some(memory) = &self.memory {
+            return memory.crash(0);
+        }
+        self.engine = None;
+        let left = self.flushed.as_ref().expect("a flush comes before a crash");
+        let directory = tempfile::tempdir().unwrap();
+        copy_files(left.path(), directory.path());
+        self.directory = Some(directory);
+        self.reopen();
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        if file.file_type().unwrap().is_file() {
+            fs::copy(file.path(), to.join(file.file_name())).unwrap();
         }
     }
 }
@@ -413,7 +468,8 @@ impl Script for MvccScript {
 /// then writes parted by `|`, each of `id:N@MS`, `if:k@S`, `if:k=v`, `if:k`, `put:k=v`, `del:k`,
 /// `range:a..b/LIMIT`; `blank`, `membership WHO`, `bad KIND`; `get k [S]`, `scan a..b [S] [limit=N]
 /// [reverse] [keys]`; `gc`, `row`, `shard`, `dump`, `slots`; `snapshot`, `install`, `abandon`, `reopen`;
-/// `split k CHILD REPLICAS [conf:N] [bounds:N] [stamp:S]`, `gone N`, `destroy N`, `empty N`.
+/// `split k CHILD REPLICAS [conf:N] [bounds:N] [stamp:S]`, `gone N`, `destroy N`, `empty N`; `flush`, `crash`
+/// back to it, and `replay` of what the log of a replica has behind its state.
 ///
 /// Replicas 1 and 2 begin as one shard on nodes 1 and 2, both in this engine; `on N` goes over to
 /// another one, `copy N` says into which one a snapshot is installed. WHO is `1@1,2@2` for voters on
@@ -423,6 +479,8 @@ struct ShardScript {
     slots: Option<Arc<Slots>>,
     machines: BTreeMap<ReplicaId, ShardMachine>,
     gone: Arc<Mutex<BTreeSet<ReplicaId>>>,
+    /// What was applied by each replica; no crash takes it.
+    logs: BTreeMap<ReplicaId, Vec<LogEntry>>,
     on: ReplicaId,
     copy: ReplicaId,
     source: Option<(Box<dyn SnapshotSource>, u64)>,
@@ -497,6 +555,7 @@ impl ShardScript {
             slots: None,
             machines: BTreeMap::new(),
             gone: Arc::default(),
+            logs: BTreeMap::new(),
             on: ReplicaId(1),
             copy: ReplicaId(2),
             source: None,
@@ -563,6 +622,7 @@ impl ShardScript {
             index: last.index + 1,
         };
         let entry = LogEntry { position, payload };
+        self.logs.entry(self.on).or_default().push(entry.clone());
         let answers = self.machine().apply(&[entry]);
         answers
             .map(|answers| answers[0].clone())
@@ -768,6 +828,38 @@ impl ShardScript {
         format!("at {}", self.machine().applied().position.unwrap())
     }
 
+    fn crash(&mut self) -> String {
+        (self.source, self.slots) = (None, None);
+        self.machines.clear();
+        self.store.crash();
+        self.slots = Some(Slots::open(self.store.engine().clone()).unwrap());
+        self.open_all();
+        let machines = self.machines.iter();
+        let words = machines.map(|(id, machine)| {
+            let applied = machine.applied().position;
+            format!("{id} at {}", applied.unwrap_or_default())
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    fn replay(&mut self) -> String {
+        let applied = self.machine().applied().position.unwrap();
+        let log = self.logs.get(&self.on).cloned().unwrap_or_default();
+        let behind = log
+            .into_iter()
+            .filter(|entry| entry.position.index > applied.index);
+        let entries: Vec<LogEntry> = behind.collect();
+        self.machine().apply(&entries).unwrap();
+        let seeded = self.machine().take_seeded();
+        for replica in &seeded {
+            self.open(*replica);
+        }
+        let words = seeded
+            .iter()
+            .map(|replica| format!(", seeded {}", replica.0));
+        format!("{} entries{}", entries.len(), words.collect::<String>())
+    }
+
     fn row(&mut self) -> String {
         let row = self.machine().reader().row();
         format!(
@@ -844,6 +936,121 @@ impl Script for ShardScript {
             ["install"] => self.install(),
             ["abandon"] => self.abandon(),
             ["reopen"] => self.reopen(),
+            ["flush"] => {
+                self.store.flush();
+                "ok".to_owned()
+            }
+            ["crash"] => self.crash(),
+            ["replay"] => self.replay(),
+            _ => panic!("no such command: {command}"),
+        }
+    }
+}
+
+/// What node 9 knows of where keys are: `learn 2@3[m,t) [N]` is shard 2 of bounds 3 from m to t, led by node
+/// N, with replicas on nodes 1, 2 and 3; `target k`; `reached k leads|follows`; `refused k REASON`, which is
+/// `leads:N`, `nobody`, `late`, `away`, or `now:2@4[m,p)`; `changes N`.
+#[derive(Default)]
+struct RoutesScript {
+    routes: Routes,
+}
+
+const ASKING: NodeId = NodeId(9);
+
+impl RoutesScript {
+    fn target(&self, key: &str) -> Option<Target> {
+        self.routes.target(key.as_bytes(), ASKING)
+    }
+
+    fn shown(&self, key: &str) -> String {
+        match self.target(key) {
+            Some(target) => format!("{} on {}", target.shard, target.node),
+            None => "unknown".to_owned(),
+        }
+    }
+
+    fn refused(&mut self, key: &str, reason: &str) -> String {
+        let target = self.target(key).expect("only who was asked refuses");
+        let group = GroupId::Shard(target.shard);
+        let error = match reason.split_once(':') {
+            Some(("leads", node)) => Error::NotLeader {
+                group,
+                leader: Some(NodeId(node.parse().unwrap())),
+            },
+            Some(("now", shard)) => Error::StaleEpoch {
+                group,
+                current: vec![routed_shard(shard)],
+            },
+            _ if reason == "nobody" => Error::NotLeader {
+                group,
+                leader: None,
+            },
+            _ if reason == "late" => Error::unavailable(group, "it does not answer"),
+            _ if reason == "away" => Error::NotFound {
+                what: target.shard.to_string(),
+            },
+            _ => panic!("no such reason: {reason}"),
+        };
+        self.routes.refused(target, &error);
+        self.shown(key)
+    }
+
+    fn changes(&self, since: u64) -> String {
+        let routes = self.routes.changes_since(since).into_iter();
+        let words = routes.map(|route| {
+            let leader = route
+                .leader
+                .map_or("nobody".to_owned(), |node| node.to_string());
+            let ShardDescriptor {
+                id, range, epoch, ..
+            } = route.shard;
+            format!("{id}@{} {range} led by {leader}", epoch.bounds)
+        });
+        let words = or_nothing(words.collect::<Vec<_>>().join(" | "));
+        format!("up to {}: {words}", self.routes.changes())
+    }
+}
+
+fn routed_shard(text: &str) -> ShardDescriptor {
+    let (name, range) = text.split_once('[').unwrap();
+    let (id, bounds) = name.split_once('@').unwrap();
+    let (start, end) = range.trim_end_matches(')').split_once(',').unwrap();
+    let id: u64 = id.parse().unwrap();
+    let replica = |node| Replica {
+        id: ReplicaId(id * 10 + node),
+        node: NodeId(node),
+    };
+    ShardDescriptor {
+        id: ShardId(id),
+        range: KeyRange {
+            start: key(start),
+            end: (!end.is_empty()).then(|| key(end)),
+        },
+        epoch: Epoch {
+            conf: 1,
+            bounds: bounds.parse().unwrap(),
+        },
+        replicas: (1..=3).map(replica).collect(),
+    }
+}
+
+impl Script for RoutesScript {
+    fn run(&mut self, command: &str) -> String {
+        let words: Vec<&str> = command.split(' ').collect();
+        match *words {
+            ["learn", shard, ref leader @ ..] => {
+                let leader = leader.first().map(|node| NodeId(node.parse().unwrap()));
+                self.routes.learn(routed_shard(shard), leader);
+                "ok".to_owned()
+            }
+            ["target", key] => self.shown(key),
+            ["reached", key, how] => {
+                let target = self.target(key).expect("only who was asked answers");
+                self.routes.reached(target, how == "leads");
+                self.shown(key)
+            }
+            ["refused", key, reason] => self.refused(key, reason),
+            ["changes", since] => self.changes(since.parse().unwrap()),
             _ => panic!("no such command: {command}"),
         }
     }
