@@ -277,9 +277,9 @@ impl Sender {
             let answers = answered(response).iter();
             answers.filter(|answer| !routes.answered(answer)).count() == 0
         });
-        for answered in answered(response) {
-            self.ids.observe(answered.timestamp);
-        }
+        // A leader's clock is the one that stamps; a follower's may be far behind.
+        let leaders = answered(response).iter().filter(|answered| answered.leader);
+        leaders.for_each(|answered| self.ids.observe(answered.timestamp));
         if !known {
             *lock(&self.knows_more) = Some(address.to_string());
         }

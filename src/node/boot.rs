@@ -159,9 +159,12 @@ impl Boot {
             raft: self.raft.clone(),
             consensus: self.consensus.clone(),
         };
+        // What is read now may be in memory only, and the log is cut behind it.
+        let flushed = Arc::clone(&engine);
+        offload(move || flushed.flush()).await?;
         opener.finish_destructions().await?;
         let found = Found::on(&opener).await?;
-        // What is read now may be in memory only; a checkpoint may build on it, so it is flushed first.
+        // First rows may have been written; a checkpoint may build on them.
         let flushed = Arc::clone(&engine);
         offload(move || flushed.flush()).await?;
         let stores = (&engine, &opener.slots);

@@ -334,7 +334,8 @@ impl Changer {
             *known = (found, now);
         }
         let age = known.1.elapsed();
-        if self.under_way.len() >= CHANGES_MAX {
+        // A joint group is finished whatever else is under way.
+        if found != Unsettled::Joint && self.under_way.len() >= CHANGES_MAX {
             return;
         }
         match (found, group.id()) {

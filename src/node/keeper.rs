@@ -203,6 +203,11 @@ impl Keeper {
             debug!(%replica, shard = %descriptor.id, %other, "no room for the replica yet");
             return Ok(Creation::NotYet);
         }
+        // A child has its row before anybody here has heard of it.
+        if let Some(other) = self.opener.holder(&descriptor.range).await? {
+            debug!(%replica, shard = %descriptor.id, %other, "no room for the replica yet");
+            return Ok(Creation::NotYet);
+        }
         let shard = descriptor.id;
         let ready = self.opener.empty(replica, descriptor).await?;
         self.start(replica, ready).await?;

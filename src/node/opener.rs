@@ -49,6 +49,7 @@ use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
 use crate::shard::Slots;
 use crate::types::GroupId;
+use crate::types::KeyRange;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::log::Vote;
@@ -254,6 +255,12 @@ impl Opener {
         Ok(())
     }
 
+    /// The replica whose row says that it has some of these keys, open or not.
+    pub async fn holder(&self, range: &KeyRange) -> Result<Option<ReplicaId>, OpenError> {
+        let (engine, range) = (Arc::clone(&self.engine), range.clone());
+        Ok(offload(move || shard::holder(engine.as_ref(), &range)).await?)
+    }
+
     /// A replica of a group that had others before, with nothing in it. The caller has seen that no other
     /// replica here holds its keys, and that its id has not ended.
     pub async fn empty(
@@ -313,7 +320,12 @@ impl Opener {
             return Ok(None);
         };
         let log = match self.wal.log(replica) {
-            Some(log) => log,
+            Some(log) => {
+                // It may have been born with nothing, and its birth does not say that the split is committed:
+                // what it does from now on must not outlive the row that it began with.
+                (self.flush)().await;
+                log
+            }
             None => {
                 let birth = Origin::Split(birth).encode();
                 self.wal.born(replica, birth).await?

@@ -155,7 +155,8 @@ impl Replica {
         let stopping = |_| Error::unavailable("the node", "it is stopping");
         let outcome = answer.await.map_err(stopping)??;
         // The other nodes begin the child when they apply the split: they shall not wait for the next heartbeat.
-        self.group.announce().await?;
+        // It is done, whether they hear of it now or then.
+        let _ = self.group.announce().await;
         Ok(outcome)
     }
 

@@ -88,7 +88,6 @@ impl Reporter {
             };
             let changes = self.placement.report(report).await?;
             self.acknowledged.note(due);
-            self.since = changes.upto;
             for shard in changes.shards {
                 self.router.learn(shard, None);
             }
@@ -96,6 +95,8 @@ impl Reporter {
             if let Err(error) = self.members.learn(changes.members).await {
                 warn!(%error, "the members cannot be written down; they are learned again after a restart");
             }
+            // Only now: what is learned half-way is told again.
+            self.since = changes.upto;
             if is_last && !changes.more {
                 return Ok(());
             }

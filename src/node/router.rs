@@ -95,8 +95,8 @@ impl Router {
             return Ok(target);
         }
         let until = until.min(Instant::now() + LOCATE_MAX);
-        let _asking = timeout_at(until, self.asking.acquire()).await;
-        if self.known_target(key).is_none() {
+        let asking = timeout_at(until, self.asking.acquire()).await;
+        if asking.is_ok() && self.known_target(key).is_none() {
             self.ask_all(key, until).await;
         }
         self.known_target(key).ok_or_else(|| nobody_knows(key))

@@ -20,14 +20,24 @@ use crate::types::shard::ShardDescriptor;
 use crate::wire::request::ShardRoute;
 
 /// What a node knows about where keys live.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Routes {
     /// The key space as far as it is known, by start. No two parts overlap.
     parts: BTreeMap<Key, Part>,
     /// Every shard that has a part, and none else.
     shards: BTreeMap<ShardId, Known>,
-    /// The number of the last change.
+    /// The number of the last change. Begins at 1: 0 asks for everything, and is never an answer to go on from.
     changes: u64,
+}
+
+impl Default for Routes {
+    fn default() -> Routes {
+        Routes {
+            parts: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            changes: 1,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -139,7 +149,7 @@ impl Routes {
         Some(known.route())
     }
 
-    /// The number of the last change. Rises.
+    /// The number of the last change, at least 1. Rises.
     pub fn changes(&self) -> u64 {
         self.changes
     }

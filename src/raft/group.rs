@@ -437,6 +437,8 @@ impl Group {
             .take();
         if let Some(supervisor) = supervisor {
             supervisor.abort();
+            // It may be opening the group again at this moment; what it opens must be shut down too.
+            let _ = supervisor.await;
         }
         let raft = self.inner.raft();
         if let Err(error) = raft.shutdown().await {

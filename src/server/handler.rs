@@ -33,6 +33,7 @@ use crate::error::Result;
 use crate::node::change_step::Change;
 use crate::node::formation_driver::FormationHandle;
 use crate::node::replica::Replica;
+use crate::raft::Leadership;
 use crate::server::host::Host;
 use crate::server::portion;
 use crate::telemetry::metrics;
@@ -247,6 +248,7 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             Ok(Response::ReplicaLeft)
         }
         Request::AddReplica(add) => {
+            persist(once, until, async || host.check_member(add.node)).await?;
             let (request, change) = (Request::AddReplica(add), Change::Add { node: add.node });
             let shard = change_replicas(host, (add.shard, change), request, until, once).await?;
             Ok(Response::AddReplica(shard))
@@ -329,7 +331,10 @@ async fn ask_replica(
             Ok(Response::Scan(portion::whole(scan, &part, page)))
         }
         Request::Write(write) => {
-            host.check_space(write)?;
+            // Elsewhere there may be room.
+            if leads(replica) {
+                host.check_space(write)?;
+            }
             let outcome = replica.write(write.clone()).await;
             let outcome = outcome.map(|(outcome, answered)| Response::Write(outcome, answered));
             or_at_leader(host, outcome, request, until, once).await
@@ -358,6 +363,11 @@ async fn ask_replica(
             Err(Error::Internal("the request is for no shard".to_string()))
         }
     }
+}
+
+fn leads(replica: &Replica) -> bool {
+    let leadership = replica.group().leadership();
+    matches!(*leadership.borrow(), Leadership::Leading { .. })
 }
 
 /// What only a leader does is sent on to the leader that the replica here has named, once.

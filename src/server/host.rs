@@ -128,6 +128,14 @@ impl Host {
         }
     }
 
+    /// Refuses a node that nobody here has heard of. One that has just joined is heard of within a second.
+    pub fn check_member(&self, node: NodeId) -> Result<()> {
+        match self.members.list().iter().any(|member| member.id == node) {
+            true => Ok(()),
+            false => Err(Error::unavailable(node, "no such node is known here")),
+        }
+    }
+
     /// The shard that holds a key, as far as is known here. A hint: whoever holds it decides.
     pub fn shard_with(&self, key: &[u8]) -> Option<ShardDescriptor> {
         self.router.locate(key).ok().map(|route| route.shard)
@@ -136,9 +144,21 @@ impl Host {
     /// Cuts a shard in two, if its leader is here.
     pub async fn split_shard(&self, split: SplitShard) -> Result<Response> {
         let replica = self.registry.shard(split.shard)?;
+        if let Some(right) = self.split_already(&split) {
+            let left = replica.reader().descriptor();
+            return Ok(Response::SplitShard { left, right });
+        }
         let (left, right) = splitter::split(&replica, &self.placement, split.at).await?;
         self.router.learn(right.clone(), Some(self.identity.node));
         Ok(Response::SplitShard { left, right })
+    }
+
+    /// The half that was split off there, if that has been done: the answer may have been lost.
+    fn split_already(&self, split: &SplitShard) -> Option<ShardDescriptor> {
+        let row = self.registry.shard_of(&split.at).ok()?.reader().row();
+        let born = row.birth.as_ref()?;
+        let is_it = born.parent == split.shard && row.descriptor.range.start == split.at;
+        is_it.then(|| row.descriptor.clone())
     }
 
     /// Sends a request on to another node.

@@ -28,6 +28,7 @@ use crate::shard::slots;
 use crate::shard::slots::Slots;
 use crate::shard::snapshot::Receiver;
 use crate::shard::snapshot::Source;
+use crate::types::KeyRange;
 use crate::types::ReplicaId;
 use crate::types::Timestamp;
 use crate::types::log::LogEntry;
@@ -174,6 +175,18 @@ pub fn replicas(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
     let rows = engine.scan(&start, &end, false);
     rows.map(|pair| Ok(layout::row_replica(&pair?.0)?))
         .collect()
+}
+
+/// A replica that has some of these keys, by its row in the engine.
+pub fn holder(engine: &dyn Engine, range: &KeyRange) -> Result<Option<ReplicaId>, MachineError> {
+    let (start, end) = layout::rows();
+    for pair in engine.scan(&start, &end, false) {
+        let (place, row) = pair?;
+        if Row::decode(&row)?.descriptor.range.overlaps(range) {
+            return Ok(Some(layout::row_replica(&place)?));
+        }
+    }
+    Ok(None)
 }
 
 /// One replica of a shard.

@@ -30,6 +30,7 @@ pub use machine::destroy;
 pub use machine::destroyed;
 pub use machine::empty;
 pub use machine::forget;
+pub use machine::holder;
 pub use machine::replicas;
 pub use machine::seed;
 pub use read::ReadAt;

@@ -30,6 +30,7 @@ use crate::types::KeyRange;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::Timestamp;
+use crate::types::key::REQUEST_BYTES_MAX;
 use crate::types::request::KeyValue;
 use crate::types::request::Versioned;
 use crate::types::shard::ShardDescriptor;
@@ -60,6 +61,14 @@ pub enum ReadError {
         /// The last stamp applied.
         applied: Timestamp,
     },
+    /// The values asked for are more than one answer holds.
+    #[error(
+        "their values together are over the limit of {bytes_max} bytes; ask for fewer keys at once"
+    )]
+    TooMuch {
+        /// The limit.
+        bytes_max: usize,
+    },
     /// The replica was destroyed: its keys are being cleared.
     #[error("the replica is not here any more")]
     Ended,
@@ -80,6 +89,7 @@ impl ReadError {
                 group,
                 current: Vec::new(),
             },
+            ReadError::TooMuch { .. } => Error::invalid("keys", self),
             ReadError::TooOld { .. } => Error::invalid("as_of", self),
             ReadError::NotYet { .. } => Error::unavailable(group, self),
             ReadError::Machine(error) => Error::Internal(error.0),
@@ -182,17 +192,41 @@ impl ShardReader {
         self.settled(as_of, inside, |row, as_of| self.seen(row, key, as_of))
     }
 
-    /// Several keys, all as of one stamp, in the order asked for.
+    /// Several keys, all as of one stamp, in the order asked for. Their values may have
+    /// [`REQUEST_BYTES_MAX`] bytes together; no more than one value beyond that is held.
     pub fn get_many(
         &self,
         keys: &[Key],
         as_of: Option<Timestamp>,
     ) -> Result<ReadAt<Vec<Option<Versioned>>>, ReadError> {
         let inside = |row: &Row| keys.iter().all(|key| row.descriptor.range.contains(key));
-        self.settled(as_of, inside, |row, as_of| {
-            let seen = keys.iter().map(|key| self.seen(row, key, as_of));
-            seen.map(|seen| seen.map(Seen::into_option)).collect()
-        })
+        let read = self.settled(as_of, inside, |row, as_of| {
+            self.seen_together(row, keys, as_of)
+        })?;
+        let as_of = read.as_of;
+        let bytes_max = REQUEST_BYTES_MAX;
+        let value = read.value.ok_or(ReadError::TooMuch { bytes_max })?;
+        Ok(ReadAt { value, as_of })
+    }
+
+    /// `None`: more than one answer holds.
+    fn seen_together(
+        &self,
+        row: &Row,
+        keys: &[Key],
+        as_of: Timestamp,
+    ) -> Result<Option<Vec<Option<Versioned>>>, MachineError> {
+        let mut found = Vec::with_capacity(keys.len());
+        let mut bytes = 0;
+        for key in keys {
+            let seen = self.seen(row, key, as_of)?.into_option();
+            bytes += seen.as_ref().map_or(0, |versioned| versioned.value.len());
+            if bytes > REQUEST_BYTES_MAX {
+                return Ok(None);
+            }
+            found.push(seen);
+        }
+        Ok(Some(found))
     }
 
     /// A portion of a range, which must be within the shard's. How fresh it must be is the caller's

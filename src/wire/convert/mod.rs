@@ -129,8 +129,10 @@ impl Size {
 }
 
 fn range_of(field: &str, range: v1::KeyRange) -> Result<KeyRange> {
-    check_bound(field, &range.start)?;
-    check_bound(field, &range.end)?;
+    // The place right behind the longest key is one byte longer than a key.
+    for bound in [&range.start, &range.end] {
+        at_most(field, "bytes", bound.len(), KEY_BYTES_MAX + 1)?;
+    }
     let end = (!range.end.is_empty()).then_some(range.end);
     if end.as_ref().is_some_and(|end| *end < range.start) {
         return Err(Error::invalid(field, "its end is before its start"));

@@ -1,6 +1,7 @@
 //! Requests and answers of `placement.proto`, and those of `transport.proto` that are about placement.
 //! Decides only.
 
+use crate::error::Error;
 use crate::error::Result;
 use crate::types::ClusterId;
 use crate::types::Incarnation;
@@ -12,6 +13,7 @@ use crate::types::placement::Changes;
 use crate::types::placement::PlacementAnswer;
 use crate::types::placement::PlacementCommand;
 use crate::types::shard::ShardDescriptor;
+use crate::wire::convert::at_most;
 use crate::wire::convert::check_bound;
 use crate::wire::convert::cluster::member_of;
 use crate::wire::convert::cluster::member_out;
@@ -46,13 +48,20 @@ pub fn command_out(command: PlacementCommand) -> v1::ChangePlacementRequest {
     }
 }
 
+/// Ids that are given out at once: far more than a split or a change of replicas takes.
+const IDS_AT_ONCE_MAX: usize = 1_000;
+
 /// A change of placement's state.
 pub fn command_of(request: v1::ChangePlacementRequest) -> Result<PlacementCommand> {
     use v1::change_placement_request::Command;
     Ok(match required("command", request.command)? {
         Command::RecordMember(member) => PlacementCommand::RecordMember(member_of(member)?),
         Command::RecordShard(shard) => PlacementCommand::RecordShard(shard_of(shard)?),
-        Command::TakeIds(count) => PlacementCommand::TakeIds { count },
+        Command::TakeIds(0) => return Err(Error::invalid("take_ids", "none are asked for")),
+        Command::TakeIds(count) => {
+            at_most("take_ids", "ids", count as usize, IDS_AT_ONCE_MAX)?;
+            PlacementCommand::TakeIds { count }
+        }
         Command::AddMember(newcomer) => PlacementCommand::AddMember(newcomer_of(newcomer)?),
     })
 }
