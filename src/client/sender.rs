@@ -126,7 +126,7 @@ impl Sender {
     pub async fn send(&self, request: Request, deadline: Option<Duration>) -> Result<Response> {
         let end = Instant::now() + deadline.unwrap_or(self.options.deadline);
         self.refresh(end).await;
-        let write = write_id(&request);
+        let write = request.write_id();
         let mut address = self.first_address(&request);
         let mut attempts = 0;
         let mut tried_since_wait = 0;
@@ -188,7 +188,7 @@ impl Sender {
         };
         let answer = self.channel.address(address).call(call);
         match tokio::time::timeout(left.min(deadline + ATTEMPT_GRACE), answer).await {
-            Ok(answer) => final_answer(answer?, write_id(request)),
+            Ok(answer) => final_answer(answer?, request.write_id()),
             Err(_) => Err(no_answer(address, request, deadline)),
         }
     }
@@ -389,13 +389,6 @@ fn is_for_any(request: &Request) -> bool {
     read == ReadKind::Follower
 }
 
-fn write_id(request: &Request) -> Option<RequestId> {
-    match request {
-        Request::Write(write) => Some(write.id),
-        _ => None,
-    }
-}
-
 /// Who answered; several where several shards were asked.
 fn answered(response: &Response) -> &[Answered] {
     match response {
@@ -451,7 +444,7 @@ fn final_answer(response: Response, write: Option<RequestId>) -> Result<Response
 }
 
 fn no_answer(address: &str, request: &Request, after: Duration) -> Error {
-    match write_id(request) {
+    match request.write_id() {
         Some(request) => Error::Unknown {
             request,
             reason: format!("no answer from {address} within {} ms", after.as_millis()),

@@ -37,6 +37,7 @@ use crate::node::registry::Registry;
 use crate::node::replica::Replica;
 use crate::raft::Group;
 use crate::raft::Leadership;
+use crate::raft::Seen;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
@@ -408,28 +409,28 @@ impl Worker {
         let mut expected = None;
         let mut change = asked;
         loop {
-            check_leads(group)?;
-            let membership = group.membership();
+            let seen = group.seen()?;
+            let membership = &seen.membership;
             if let Change::Remove { replica } = change {
                 leaving = membership.nodes.get(&replica).copied().or(leaving);
             }
-            let step = next_step(&membership, group.replica(), change);
+            let step = next_step(membership, group.replica(), change);
             match step.map_err(|refusal| refused(group.id(), refusal))? {
                 Step::Done => break,
                 Step::Create { node } => {
                     let added = ReplicaId(self.placement.take_ids(1).await?);
                     expected = Some(self.candidates.expect(added));
-                    self.add(replica, shard::Replica { id: added, node })
+                    self.add(replica, &seen, shard::Replica { id: added, node })
                         .await?;
                     change = Change::Promote { replica: added };
                 }
                 Step::Promote { learner, voters } => {
-                    catch_up(group, learner).await?;
-                    group.set_voters(voters).await?;
+                    catch_up(group, &seen, learner).await?;
+                    group.set_voters(&seen, voters).await?;
                     change = Change::Promote { replica: learner };
                 }
-                Step::SetVoters(voters) => group.set_voters(voters).await?,
-                Step::RemoveLearner(learner) => group.remove_learner(learner).await?,
+                Step::SetVoters(voters) => group.set_voters(&seen, voters).await?,
+                Step::RemoveLearner(learner) => group.remove_learner(&seen, learner).await?,
                 Step::HandOver => return Err(hand_over(group).await?),
             }
         }
@@ -442,11 +443,8 @@ impl Worker {
     }
 
     /// Makes a replica on its node and adds it as a learner. Its id is new: one that an earlier attempt
-    /// made may have ended. That nobody else has led the group meanwhile is checked, since whoever did may
-    /// have told the replica that it does not belong.
-    async fn add(&self, leader: &Replica, added: shard::Replica) -> Result<()> {
-        let group = leader.group();
-        let began = *group.leadership().borrow();
+    /// made may have ended.
+    async fn add(&self, leader: &Replica, seen: &Seen, added: shard::Replica) -> Result<()> {
         let create = CreateReplica {
             descriptor: leader.reader().descriptor(),
             replica: added.id,
@@ -456,10 +454,7 @@ impl Worker {
             let reason = "another replica there still holds keys of the shard";
             Err(Error::unavailable(added.node, reason))
         })?;
-        if *group.leadership().borrow() != began {
-            return Err(Error::unavailable(group.id(), "its leader has changed"));
-        }
-        group.add_learner(added).await
+        leader.group().add_learner(seen, added).await
     }
 
     async fn create(&self, node: NodeId, create: CreateReplica) -> Result<()> {
@@ -516,12 +511,12 @@ fn not_leader(group: &Group, leader: Option<shard::Replica>) -> Error {
 
 /// Before it votes it must have what the others have, or it would be missing from every quorum. One that
 /// does not get there is given up.
-async fn catch_up(group: &Group, learner: ReplicaId) -> Result<()> {
+async fn catch_up(group: &Group, seen: &Seen, learner: ReplicaId) -> Result<()> {
     let caught_up = group.caught_up(learner, LAG_MAX, ANSWERED_WITHIN);
     match timeout(CATCH_UP_MAX, caught_up).await {
         Ok(caught_up) => caught_up,
         Err(_) => {
-            group.remove_learner(learner).await?;
+            group.remove_learner(seen, learner).await?;
             let reason = format!("{learner} did not catch up and was removed again");
             Err(Error::unavailable(group.id(), reason))
         }

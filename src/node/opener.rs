@@ -452,7 +452,12 @@ impl Opener {
     /// Blocks.
     fn shard(&self, replica: ReplicaId) -> Result<Option<ShardMachine>, MachineError> {
         let wal = self.wal.clone();
-        let gone = Arc::new(move |replica| wal.is_gone(replica));
+        // One that is being destroyed is not seeded again in the moment before the log calls it gone. Should
+        // the engine fail here, it fails the batch that asks, too.
+        let asked = Arc::clone(&self.engine);
+        let gone = Arc::new(move |replica| {
+            wal.is_gone(replica) || shard::is_ending(asked.as_ref(), replica).unwrap_or(false)
+        });
         let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
         ShardMachine::open(engine, slots, replica, gone)
     }

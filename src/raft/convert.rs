@@ -24,10 +24,14 @@ use crate::types::log::Vote;
 use crate::wire::request::AppendRequest;
 
 type Leader = openraft::alias::LeaderIdOf<TypeConfig>;
-type CommittedLeader = openraft::alias::CommittedLeaderIdOf<TypeConfig>;
+pub(super) type CommittedLeader = openraft::alias::CommittedLeaderIdOf<TypeConfig>;
+
+pub(super) fn to_leader_id(term: u64) -> CommittedLeader {
+    CommittedLeader::from(term)
+}
 
 pub(super) fn to_log_id(position: Position) -> LogId {
-    LogId::new(CommittedLeader::from(position.term), position.index)
+    LogId::new(to_leader_id(position.term), position.index)
 }
 
 pub(super) fn to_position(log_id: &LogId) -> Position {

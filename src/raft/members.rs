@@ -19,6 +19,7 @@ use openraft::raft::Precondition;
 use crate::error::Error;
 use crate::error::Result;
 use crate::machine::Membership;
+use crate::raft::config::LogId;
 use crate::raft::config::StoredMembership;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
@@ -30,37 +31,71 @@ use crate::types::shard::Replica;
 
 type Change = ChangeMembers<ReplicaId, NodeId>;
 
+/// A group's membership as its leader knew it at one moment. A change that is decided by it is made only while
+/// the replica leads in the same term, without a break, and the membership is this one: another leader may have
+/// changed it in between, or told a replica that is about to be added that it does not belong.
+pub struct Seen {
+    /// The last membership in the leader's log, committed or not.
+    pub membership: Membership,
+    at: Option<LogId>,
+    term: u64,
+}
+
 impl Group {
     /// Who is in the group, as this replica knows it: the last membership in its log, committed or not.
     pub fn membership(&self) -> Membership {
         convert::from_membership(self.effective().membership())
     }
 
+    /// Who is in the group, for its leader to change.
+    ///
+    /// # Errors
+    /// `NotLeader` when this replica does not lead.
+    pub fn seen(&self) -> Result<Seen> {
+        let raft = self.inner.raft();
+        let metrics = raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != openraft::ServerState::Leader {
+            return Err(self.not_leading());
+        }
+        let effective = &metrics.membership_config;
+        Ok(Seen {
+            membership: convert::from_membership(effective.membership()),
+            at: *effective.log_id(),
+            term: metrics.current_term,
+        })
+    }
+
     /// Adds a replica that counts in no quorum and is sent the log. Not cancel-safe: a dropped call may have
     /// changed the group. Returns when the change is committed.
-    pub async fn add_learner(&self, replica: Replica) -> Result<()> {
+    pub async fn add_learner(&self, seen: &Seen, replica: Replica) -> Result<()> {
         let nodes = BTreeMap::from([(replica.id, replica.node)]);
-        self.change(ChangeMembers::AddNodes(nodes)).await
+        self.change(seen, ChangeMembers::AddNodes(nodes)).await
     }
 
     /// Makes these replicas, all of them voters or learners now, the voters; voters that are left out leave
     /// the group. Not cancel-safe: a dropped call may have changed the group. Returns when the change is
     /// committed.
-    pub async fn set_voters(&self, voters: BTreeSet<ReplicaId>) -> Result<()> {
-        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
+    pub async fn set_voters(&self, seen: &Seen, voters: BTreeSet<ReplicaId>) -> Result<()> {
+        self.change(seen, ChangeMembers::ReplaceAllVoters(voters))
+            .await
     }
 
     /// Removes a learner. Not cancel-safe: a dropped call may have changed the group. Returns when the change
     /// is committed.
-    pub async fn remove_learner(&self, learner: ReplicaId) -> Result<()> {
-        self.change(ChangeMembers::RemoveNodes(BTreeSet::from([learner])))
+    pub async fn remove_learner(&self, seen: &Seen, learner: ReplicaId) -> Result<()> {
+        let learners = BTreeSet::from([learner]);
+        self.change(seen, ChangeMembers::RemoveNodes(learners))
             .await
     }
 
     /// Finishes a change of voters that a former leader has left joint; does nothing when there is none.
     pub async fn finish_change(&self) -> Result<()> {
-        match self.membership().voters.pop() {
-            Some(voters) if self.membership().is_joint() => self.set_voters(voters).await,
+        let seen = self.seen()?;
+        match seen.membership.voters.last() {
+            Some(voters) if seen.membership.is_joint() => {
+                self.set_voters(&seen, voters.clone()).await
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -130,13 +165,19 @@ impl Group {
         }
     }
 
-    /// Only while the membership is the one that the caller has seen: two changes at once do not mix.
-    async fn change(&self, change: Change) -> Result<()> {
-        let seen = Precondition::LastMembershipLogId {
-            last_membership_log_id: *self.effective().log_id(),
+    async fn change(&self, seen: &Seen, change: Change) -> Result<()> {
+        let same_membership = Precondition::LastMembershipLogId {
+            last_membership_log_id: seen.at,
         };
+        let same_leader = Precondition::CommittedLeaderId {
+            committed_leader_id: convert::to_leader_id(seen.term),
+        };
+        let preconditions = [same_membership, same_leader];
         let raft = self.inner.raft();
-        match raft.change_membership_if(change, false, [seen]).await {
+        match raft
+            .change_membership_if(change, false, preconditions)
+            .await
+        {
             Ok(_) => Ok(()),
             Err(RaftError::Fatal(fatal)) => Err(self.inner.stopped(&fatal)),
             Err(RaftError::APIError(error)) => Err(self.change_error(error)),
@@ -154,7 +195,7 @@ impl Group {
                 Error::unavailable(self.id(), format!("its membership did not change: {error}"))
             }
             ClientWriteError::PreconditionFailed(_) => {
-                Error::unavailable(self.id(), "its membership is being changed")
+                Error::unavailable(self.id(), "its membership or its leader has changed")
             }
         }
     }

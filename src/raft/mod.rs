@@ -51,6 +51,7 @@ pub use group::Introduction;
 pub use group::Leadership;
 pub use group::Opening;
 pub use group::View;
+pub use members::Seen;
 pub use state_machine::Fail;
 pub use state_machine::Flush;
 pub use state_machine::Seeded;

@@ -110,10 +110,7 @@ impl Handler {
         let host = self.host()?;
         check_cluster(call.cluster, host)?;
         let kind = kind(&call.request);
-        let write = match &call.request {
-            Request::Write(write) => Some(write.id),
-            _ => None,
-        };
+        let write = call.request.write_id();
         let (began, deadline) = (Instant::now(), call.deadline);
         let answer = match timeout(deadline, serve(host, call)).await {
             Ok(answer) => answer,

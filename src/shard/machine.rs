@@ -177,6 +177,11 @@ pub fn replicas(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
         .collect()
 }
 
+/// Whether a replica was destroyed and the log may not call it gone yet.
+pub fn is_ending(engine: &dyn Engine, replica: ReplicaId) -> Result<bool, MachineError> {
+    Ok(engine.get(&layout::ending(replica))?.is_some())
+}
+
 /// A replica that has some of these keys, by its row in the engine.
 pub fn holder(engine: &dyn Engine, range: &KeyRange) -> Result<Option<ReplicaId>, MachineError> {
     let (start, end) = layout::rows();

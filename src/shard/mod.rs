@@ -31,6 +31,7 @@ pub use machine::destroyed;
 pub use machine::empty;
 pub use machine::forget;
 pub use machine::holder;
+pub use machine::is_ending;
 pub use machine::replicas;
 pub use machine::seed;
 pub use read::ReadAt;

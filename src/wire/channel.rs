@@ -32,7 +32,6 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::types::ClusterId;
 use crate::types::NodeId;
-use crate::types::RequestId;
 use crate::types::log::Vote;
 use crate::types::node::Member;
 use crate::wire::appends;
@@ -278,7 +277,7 @@ async fn send(peer: &Peer, headers: MetadataMap, call: Call) -> Result<Response>
     let deadline = Instant::now() + call.deadline.min(DEADLINE_MAX);
     let asked = Asked {
         what: &peer.what,
-        write: write_in(&call.request),
+        write: call.request.write_id(),
         deadline: call.deadline,
     };
     let lane = lane_of(peer, &call.request);
@@ -329,33 +328,6 @@ fn unreadable(asked: &Asked<'_>, error: &Error) -> Error {
     match asked.write {
         Some(request) => Error::Unknown { request, reason },
         None => Error::Internal(format!("{}: {reason}", asked.what)),
-    }
-}
-
-fn write_in(request: &Request) -> Option<RequestId> {
-    match request {
-        Request::Write(write) => Some(write.id),
-        Request::Get(_)
-        | Request::BatchGet(_)
-        | Request::Scan(_)
-        | Request::Status(_)
-        | Request::TransferLeader(_)
-        | Request::SplitShard(_)
-        | Request::ReadPosition(_)
-        | Request::Vote(..)
-        | Request::Append(..)
-        | Request::TakeLead(..)
-        | Request::Form(_)
-        | Request::Join(_)
-        | Request::Placement(_)
-        | Request::Report(_)
-        | Request::Locate(_)
-        | Request::Routes(_)
-        | Request::CreateReplica(_)
-        | Request::Membership(_)
-        | Request::ReplicaLeft(_)
-        | Request::AddReplica(_)
-        | Request::RemoveReplica(_) => None,
     }
 }
 

@@ -21,6 +21,7 @@ use crate::types::KeyRange;
 use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::Timestamp;
 use crate::types::key::Anchor;
@@ -141,6 +142,14 @@ pub enum Request {
 }
 
 impl Request {
+    /// The identity of a write; everything else has none.
+    pub fn write_id(&self) -> Option<RequestId> {
+        match self {
+            Request::Write(write) => Some(write.id),
+            _ => None,
+        }
+    }
+
     /// Where the shard is that a request is for; `None` where it is for no shard, or for a group by
     /// name. A batch of keys may be for further shards.
     pub fn anchor(&self) -> Option<Anchor<'_>> {
