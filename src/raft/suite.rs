@@ -424,6 +424,25 @@ async fn a_group_that_was_left_joint_is_finished_by_its_next_leader() {
     assert!(reader.descriptor().epoch.conf > before);
 }
 
+/// The second change was decided before the first one was made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_decided_on_an_older_membership_is_refused() {
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let (group, _) = lone_group(&engine, &wal).await;
+    leading(&group).await;
+    // The same voters: what is refused is what was known, not what is asked for.
+    let voters = std::collections::BTreeSet::from([REPLICA]);
+    let seen = group.seen().unwrap();
+    group.set_voters(&seen, voters.clone()).await.unwrap();
+    group.set_voters(&seen, voters.clone()).await.unwrap_err();
+    let seen = group.seen().unwrap();
+    group.set_voters(&seen, voters).await.unwrap();
+    assert_eq!(group.membership(), lone_membership());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_a_replica_that_ends_is_told() {
     let directory = Ground::Memory.directory();
