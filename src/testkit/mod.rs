@@ -1,6 +1,7 @@
 //! What puts a cluster to the test: writers that remember what they were told, the check of their
 //! memory against what the cluster still knows, and real processes to be killed.
 
+pub mod observed;
 pub mod history;
 pub mod workload;
 pub mod processes;
