@@ -4,5 +4,6 @@
 pub mod observed;
 pub mod history;
 pub mod workload;
+pub mod relay;
 pub mod processes;
 pub mod disk;

@@ -1,13 +1,16 @@
 //! Real nodes as child processes: started, killed, stopped, wiped, waited for.
 //!
-//! The nodes run on loopback with ports of their own and write what they say to a file each. Dropping
-//! a [`Processes`] kills them.
+//! The nodes run on loopback with ports of their own and write what they say to a file each. They may
+//! stand behind a [`Relay`], over which all that they say to each other goes. Dropping a [`Processes`]
+//! kills them.
 
 use std::fs;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::path::Path;
 use std::path::PathBuf;
@@ -20,6 +23,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::testkit::relay::Relay;
 use crate::testkit::workload::Nodes;
 use crate::wire::request::Call;
 use crate::wire::request::NodeStatus;
@@ -47,6 +51,7 @@ pub struct Options {
 pub struct Processes {
     options: Options,
     nodes: Vec<Node>,
+    relay: Option<Relay>,
 }
 
 #[derive(Debug)]
@@ -55,6 +60,8 @@ struct Node {
     data: PathBuf,
     log: PathBuf,
     ports: Ports,
+    /// Where the others reach it: its own node port, or its door in the relay.
+    reached_at: String,
     /// The token with which it joins the others; `None`: it is one of those that form the cluster.
     joins: Option<String>,
     child: Option<Child>,
@@ -78,21 +85,46 @@ enum Signal {
 impl Processes {
     /// Finds ports and makes the directories; starts nothing.
     pub fn new(options: Options) -> io::Result<Processes> {
+        Processes::with(options, None)
+    }
+
+    /// The same, with a relay between the nodes. Needs a runtime.
+    pub fn behind(relay: Relay, options: Options) -> io::Result<Processes> {
+        Processes::with(options, Some(relay))
+    }
+
+    fn with(options: Options, relay: Option<Relay>) -> io::Result<Processes> {
         let ports = free_ports(3 * options.nodes)?;
-        let mut nodes = Vec::new();
-        for (number, ports) in ports.chunks_exact(3).enumerate() {
-            nodes.push(Node::new(&options.dir, number, ports, None)?);
+        let mut processes = Processes {
+            options,
+            nodes: Vec::new(),
+            relay,
+        };
+        for ports in ports.chunks_exact(3) {
+            processes.put(ports, None)?;
         }
-        Ok(Processes { options, nodes })
+        Ok(processes)
     }
 
     /// Adds a node that is to join the others with `token`; gives its number. Starts nothing.
     pub fn add(&mut self, token: &str) -> io::Result<usize> {
+        self.put(&free_ports(3)?, Some(token.to_owned()))
+    }
+
+    fn put(&mut self, ports: &[u16], joins: Option<String>) -> io::Result<usize> {
         let number = self.count();
-        let joins = Some(token.to_owned());
-        let node = Node::new(&self.options.dir, number, &free_ports(3)?, joins)?;
+        let mut node = Node::new(&self.options.dir, number, ports, joins)?;
+        if let Some(relay) = &mut self.relay {
+            let listens = SocketAddr::from((Ipv4Addr::LOCALHOST, node.ports.node));
+            node.reached_at = relay.add(listens)?.to_string();
+        }
         self.nodes.push(node);
         Ok(number)
+    }
+
+    /// What the nodes say to each other goes over it, if there is one.
+    pub fn relay(&self) -> Option<&Relay> {
+        self.relay.as_ref()
     }
 
     /// How many nodes there are, running or not.
@@ -105,7 +137,7 @@ impl Processes {
         format!("127.0.0.1:{}", self.nodes[node].ports.client)
     }
 
-    /// Where the node serves other nodes.
+    /// Where the node serves other nodes: itself, not its door in a relay.
     pub fn node_address(&self, node: usize) -> String {
         address(self.nodes[node].ports.node)
     }
@@ -124,6 +156,7 @@ impl Processes {
     pub fn start(&mut self, node: usize) -> io::Result<()> {
         let membership = self.membership(node);
         let arguments = self.options.arguments.clone();
+        let number = node;
         let node = &mut self.nodes[node];
         assert!(node.child.is_none(), "{} runs already", node.name);
         let log = node.open_log()?;
@@ -135,6 +168,7 @@ impl Processes {
             .args(membership)
             .args(["--listen-client", &address(node.ports.client)])
             .args(["--listen-node", &address(node.ports.node)])
+            .args(["--advertise-node", &node.reached_at])
             .args(["--listen-http", &address(node.ports.http)])
             .args(arguments)
             // Held open as long as the child is: a node does not outlive a test that was killed.
@@ -144,6 +178,9 @@ impl Processes {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
+        if let Some(relay) = &self.relay {
+            relay.set_process(number, child.id());
+        }
         node.child = Some(child);
         Ok(())
     }
@@ -159,7 +196,7 @@ impl Processes {
                 [flag, list.join(","), token, TOKEN.to_owned()]
             }
             Some(joins) => {
-                let list: Vec<String> = listed().map(|node| address(node.ports.node)).collect();
+                let list: Vec<String> = listed().map(|node| node.reached_at.clone()).collect();
                 ["--join".to_owned(), list.join(","), token, joins.clone()]
             }
         }
@@ -331,6 +368,7 @@ impl Node {
                 node: ports[1],
                 http: ports[2],
             },
+            reached_at: address(ports[1]),
             joins,
             child: None,
         })
@@ -338,7 +376,7 @@ impl Node {
 
     /// As it stands in `--initial-cluster`.
     fn listed(&self) -> String {
-        format!("{}={}", self.name, address(self.ports.node))
+        format!("{}={}", self.name, self.reached_at)
     }
 
     fn open_log(&self) -> io::Result<File> {
