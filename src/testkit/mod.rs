@@ -4,6 +4,7 @@
 pub mod observed;
 pub mod history;
 pub mod workload;
+pub mod mix;
 pub mod relay;
 pub mod processes;
 pub mod disk;
