@@ -132,6 +132,9 @@ pub enum Action {
     DeleteRange(KeyRange, u32),
 }
 
+/// Draws the rest of an action of one kind.
+type Make = fn(&mut Choice) -> Action;
+
 /// Chooses.
 #[derive(Debug)]
 pub struct Choice {
@@ -183,7 +186,7 @@ impl Choice {
     }
 
     /// What there are no keys for is not chosen.
-    fn table(&self) -> [(u32, fn(&mut Choice) -> Action); 13] {
+    fn table(&self) -> [(u32, Make); 13] {
         let Ratios {
             get,
             follower_get,
