@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A file system, or something that stands in for one.
 pub trait Files: Send + Sync + 'static {
@@ -50,6 +51,12 @@ pub trait Files: Send + Sync + 'static {
 
     /// Bytes that can still be written to the file system with this directory.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// How long the disk is busy with other things before it takes the next write. A real one lets its
+    /// callers wait in the write itself; a simulated one has no thread to stop.
+    fn busy(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Takes the file (made when missing) for this process until the answer is dropped, which a
     /// dying process does too. Fails with `WouldBlock` while somebody else has it.

@@ -3,4 +3,5 @@
 pub mod clock;
 pub mod rng;
 pub mod files;
+pub mod life;
 pub mod tasks;

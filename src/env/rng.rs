@@ -73,6 +73,11 @@ pub fn seed_thread(seed: u64) -> SeedScope {
     }
 }
 
+/// Whether the calling thread is a simulation's: everything on it follows from a seed.
+pub fn is_seeded() -> bool {
+    SEEDED.with_borrow(Option::is_some)
+}
+
 /// See [`seed_thread`].
 #[derive(Debug)]
 pub struct SeedScope {

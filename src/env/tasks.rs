@@ -1,5 +1,8 @@
 //! Tasks that somebody watches. A spawned task whose handle nobody keeps can die unseen; here each has
 //! a name, its end by error or panic ends the set, and the set is stopped in order.
+//!
+//! Everything that is spawned goes through [`spawn`], so that a simulation, which has many nodes on one
+//! thread, can end one of them anywhere: a task belongs to the [`Life`] of the task that spawned it.
 
 use std::any::Any;
 use std::fmt;
@@ -8,9 +11,40 @@ use std::panic::resume_unwind;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
+
+use crate::env::life::Life;
+use crate::env::rng;
+use crate::env::rng::Chance;
+
+/// In a simulation others get so many turns, at most, before and after offloaded work.
+const SIMULATED_TURNS: u64 = 3;
+
+/// Spawns a task. It belongs to the life of the task that spawns it, if that has one.
+pub fn spawn<F>(work: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    spawn_on(&Handle::current(), work)
+}
+
+/// As [`spawn`], on another runtime.
+pub fn spawn_on<F>(runtime: &Handle, work: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    match Life::current() {
+        Some(life) => runtime.spawn(life.live(work)),
+        None => runtime.spawn(work),
+    }
+}
 
 /// What a task ends with.
 pub type TaskResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -99,7 +133,7 @@ impl TaskSet {
         let work = std::panic::AssertUnwindSafe(task(stop.clone())).catch_unwind();
         let report = self.report.clone();
         let named = name.clone();
-        let handle = tokio::spawn(async move {
+        let handle = spawn(async move {
             let (how, reason) = match work.await {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => (Ending::Failed, error.to_string()),
@@ -161,7 +195,15 @@ impl Drop for TaskSet {
 
 /// Runs something that blocks (engine, files) away from the threads that run tasks, and waits for it.
 /// A panic in it goes on here. Dropping the call does not stop the work.
+///
+/// In a simulation the work is done at once, on the one thread, some turns later.
 pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    if rng::is_seeded() {
+        let_others_go_first().await;
+        let done = work();
+        let_others_go_first().await;
+        return done;
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
@@ -169,6 +211,24 @@ pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
             // The runtime is going down and has not begun the work: nobody is left to be answered.
             Err(_) => std::future::pending().await,
         },
+    }
+}
+
+async fn let_others_go_first() {
+    for _ in 0..Chance.below(SIMULATED_TURNS) {
+        yield_now().await;
+    }
+}
+
+/// Gives a value to a task from a thread that may block: waits while the queue is full.
+///
+/// # Panics
+/// In a simulation, when the queue is full: there nobody could empty it.
+pub fn give_blocking<T>(queue: &mpsc::Sender<T>, value: T) {
+    match queue.try_send(value) {
+        // Nobody takes any more: the node is stopping.
+        Ok(()) | Err(TrySendError::Closed(_)) => {}
+        Err(TrySendError::Full(value)) => drop(queue.blocking_send(value)),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::engine::EngineError;
 use crate::env::clock::Clock;
 use crate::env::files::Files;
 use crate::env::tasks::TaskSet;
+use crate::env::tasks::give_blocking;
 use crate::env::tasks::offload;
 use crate::machine::MachineError;
 use crate::machine::Membership;
@@ -155,7 +156,7 @@ impl Boot {
             flush: checkpoints.as_flush(),
             fail: Arc::clone(&self.fail),
             // Nobody opens children any more when the node is stopping.
-            seeded: Arc::new(move |replicas| drop(splits.blocking_send(replicas))),
+            seeded: Arc::new(move |replicas| give_blocking(&splits, replicas)),
             raft: self.raft.clone(),
             consensus: self.consensus.clone(),
         };

@@ -25,6 +25,7 @@ use crate::engine::EngineError;
 use crate::env::clock::Clock;
 use crate::env::tasks::TaskSet;
 use crate::env::tasks::offload;
+use crate::env::tasks::spawn_on;
 use crate::error::Error;
 use crate::machine::Applied;
 use crate::machine::MachineError;
@@ -367,7 +368,7 @@ impl Opener {
             introduction: introduction(&reader),
             options: self.raft.clone(),
         };
-        let opened = self.consensus.spawn(Group::open(opening)).await;
+        let opened = spawn_on(&self.consensus, Group::open(opening)).await;
         let group = opened.map_err(|error| Error::Internal(format!("open {id}: {error}")))??;
         match reader {
             Reader::Placement(reader) => {

@@ -25,6 +25,7 @@ use tracing::error;
 use tracing::info;
 use tracing::warn;
 
+use crate::env::tasks;
 use crate::error::Error;
 use crate::error::Result;
 use crate::machine::Applied;
@@ -180,7 +181,7 @@ impl Group {
             ended: CancellationToken::new(),
             supervisor: Mutex::new(None),
         });
-        let supervisor = tokio::spawn(Arc::clone(&inner).supervise());
+        let supervisor = tasks::spawn(Arc::clone(&inner).supervise());
         *inner
             .supervisor
             .lock()

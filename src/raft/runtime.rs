@@ -10,6 +10,7 @@ use openraft::OptionalSend;
 use openraft_rt_tokio::TokioRuntime;
 
 use crate::env::rng::Chance;
+use crate::env::tasks;
 
 /// Tokio, but for chance.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl AsyncRuntime for Runtime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        TokioRuntime::spawn(future)
+        tasks::spawn(future)
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
@@ -83,6 +84,6 @@ impl AsyncRuntime for Runtime {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        TokioRuntime::spawn_blocking(work).await
+        Ok(tasks::offload(work).await)
     }
 }

@@ -7,6 +7,7 @@ pub mod grpc;
 pub mod host;
 mod portion;
 pub mod handler;
+pub mod assembly;
 
 use std::net::SocketAddr;
 use std::process::exit;
@@ -17,7 +18,6 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio::time::interval;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,6 @@ use crate::env::tasks::offload;
 use crate::node::boot::Boot;
 use crate::node::boot::BootError;
 use crate::node::boot::Stores;
-use crate::node::changes::Changer;
 use crate::node::formation::Formed;
 use crate::node::formation::InitialLayout;
 use crate::node::formation::layout;
@@ -50,18 +49,14 @@ use crate::node::identity::IdentityError;
 use crate::node::joining;
 use crate::node::joining::JoinError;
 use crate::node::members::Members;
-use crate::node::orphans::Orphans;
-use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
-use crate::node::reporter::Reporter;
-use crate::node::router::Router;
 use crate::raft;
 use crate::raft::Fail;
 use crate::raft::Leadership;
+use crate::server::assembly::Assembly;
 use crate::server::grpc::Doors;
 use crate::server::grpc::Stop;
 use crate::server::handler::Handler;
-use crate::server::host::Host;
 use crate::server::host::Space;
 use crate::server::http::Check;
 use crate::server::options::OptionError;
@@ -207,72 +202,20 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let mut tasks = TaskSet::new();
     let engine = open_engine(&options, &directory).await?;
     let boot = boot(
-        &options,
-        engine,
-        me.node,
-        layout.clone(),
-        &directory,
-        Arc::clone(&channel),
-        &consensus,
+        &options, engine, me.node, layout, &directory, channel, &consensus,
     );
-    let stores = boot.open(&mut tasks).await?;
     let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
-    let told = (&ready, &draining);
-    watch_node(&stores, &space, &directory, told, &mut tasks);
-    let placement = PlacementClient::new(
-        me,
-        layout
-            .placement
-            .iter()
-            .map(|replica| replica.node)
-            .collect(),
-        Arc::clone(&stores.registry),
-        Arc::clone(&channel),
-    );
-    let router = Arc::new(Router::new(
-        me,
-        Arc::clone(&stores.registry),
-        Arc::clone(&members),
-        Arc::clone(&channel),
-    ));
-    let reporter = Reporter::new(
-        member.clone(),
-        Arc::clone(&stores.registry),
-        placement.clone(),
-        Arc::clone(&members),
-        Arc::clone(&router),
-    );
-    tasks.spawn("reporter", |stop| reporter.run(stop));
-    let (changes, changer) = Changer::new(
-        Arc::clone(&stores.registry),
-        placement.clone(),
-        Arc::clone(&channel),
-    );
-    tasks.spawn("changes of replicas", |stop| changer.run(stop));
-    let known = Arc::clone(&members);
-    let (hints, orphans) = Orphans::new(
-        me.node,
-        Arc::clone(&stores.registry),
-        stores.keeper.clone(),
-        Arc::clone(&channel),
-        Arc::new(move || known.list().into_iter().map(|member| member.id).collect()),
-    );
-    tasks.spawn("orphans", |stop| orphans.run(stop));
-    handler.open(Host {
+    let assembly = Assembly {
         identity: me,
         member,
         formed,
         members,
-        router,
-        placement,
-        registry: Arc::clone(&stores.registry),
-        keeper: stores.keeper.clone(),
-        changes,
-        hints,
-        channel,
-        started: Instant::now(),
-        space,
-    });
+        boot,
+        space: Arc::clone(&space),
+    };
+    let stores = assembly.open(&handler, &mut tasks).await?;
+    let told = (&ready, &draining);
+    watch_node(&stores, &space, &directory, told, &mut tasks);
     open_clients(clients, &grpc, readiness, options.drain_timeout, &mut doors);
     info!(cluster = %me.cluster, node = %me.node, name = options.name, clients = %addresses.0, "node started");
     Ok(Running {

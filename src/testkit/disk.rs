@@ -14,10 +14,12 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use crate::env::files::File;
 use crate::env::files::Files;
 use crate::env::files::draft_of;
+use crate::env::rng::Chance;
 use crate::env::rng::Seeded;
 
 const SECTOR_BYTES: u64 = 512;
@@ -66,6 +68,8 @@ struct Faults {
     full: bool,
     lying: bool,
     writes: u64,
+    /// A round of the log waits so long at most.
+    busy_ms: u64,
 }
 
 impl CrashDisk {
@@ -113,6 +117,21 @@ impl CrashDisk {
     /// Whether no further byte can be allocated. Overwriting still works.
     pub fn set_full(&self, full: bool) {
         self.state().faults.full = full;
+    }
+
+    /// Whether no further byte can be allocated.
+    pub fn is_full(&self) -> bool {
+        self.state().faults.full
+    }
+
+    /// From now on the disk is busy for up to so many milliseconds before each round of the log.
+    pub fn set_busy_ms(&self, busy_ms: u64) {
+        self.state().faults.busy_ms = busy_ms;
+    }
+
+    /// From now on the disk works as it should.
+    pub fn repair(&self) {
+        self.state().faults = Faults::default();
     }
 
     /// Whether a sync of data does nothing and says that it has: the fault that a test of durability
@@ -408,6 +427,11 @@ impl Files for CrashDisk {
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
         let full = self.state().faults.full;
         Ok(if full { 0 } else { u64::MAX / 2 })
+    }
+
+    fn busy(&self) -> Duration {
+        let busy_ms = self.state().faults.busy_ms;
+        Duration::from_millis(Chance.below(busy_ms + 1))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {

@@ -3,6 +3,7 @@
 
 pub mod observed;
 pub mod history;
+pub mod invariants;
 pub mod workload;
 pub mod mix;
 pub mod relay;

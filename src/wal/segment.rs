@@ -5,6 +5,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::env::files::File;
 use crate::env::files::Files;
@@ -207,6 +208,11 @@ impl Spares {
         synced.map_err(|error| WalError::io("sync the directory of", &path, error))?;
         self.order();
         Ok(spare.file)
+    }
+
+    /// See [`Files::busy`].
+    pub(super) fn disk_busy(&self) -> Duration {
+        self.files.busy()
     }
 
     /// From now on files are made ready by a thread of their own.

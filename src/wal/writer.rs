@@ -11,11 +11,16 @@ use std::mem;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio::time::sleep;
 
 use crate::codec::record::Place;
 use crate::env::files::File;
+use crate::env::rng;
 use crate::env::tasks::offload;
+use crate::env::tasks::spawn;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::Queue;
 use crate::types::ReplicaId;
@@ -201,21 +206,26 @@ impl Writer {
         }
     }
 
-    /// Drives the log on a thread of its own: how it runs in production. It ends when the handle stops
+    /// Drives the log on a thread of its own, or in a simulation as a task. It ends when the handle stops
     /// it, when the log fails, or when nobody has the log any more.
     pub fn spawn(mut self, wal: &Wal) -> Result<WriterHandle, WalError> {
+        let wal = wal.clone();
+        if rng::is_seeded() {
+            let running = Running::Task(spawn(self.run()));
+            return Ok(WriterHandle { wal, running });
+        }
         let begun = self.spares.make_ahead().and_then(|()| {
             let name = "wal-writer".to_string();
             let work = move || self.run_blocking();
             std::thread::Builder::new().name(name).spawn(work)
         });
         let thread = begun.map_err(|error| WalError::Failed(error.to_string()))?;
-        let wal = wal.clone();
-        Ok(WriterHandle { wal, thread })
+        let running = Running::Thread(thread);
+        Ok(WriterHandle { wal, running })
     }
 
-    /// Drives the log as a task, for a simulation: files are written on the calling thread. Ends as
-    /// [`Writer::spawn`] does.
+    /// Drives the log as a task, for a simulation: files are written on the calling thread, when the disk
+    /// is ready. Ends as [`Writer::spawn`] does.
     pub async fn run(mut self) -> Result<(), WalError> {
         while !self.ended {
             if !self.has_work() {
@@ -223,6 +233,10 @@ impl Writer {
                     Some(arrived) => self.arrive(arrived),
                     None => return self.finish(),
                 }
+            }
+            let busy = self.spares.disk_busy();
+            if !busy.is_zero() {
+                sleep(busy).await;
             }
             self.round()?;
         }
@@ -691,10 +705,15 @@ fn lay_out_entries(
     true
 }
 
-/// The thread that writes.
+/// Whoever writes.
 pub struct WriterHandle {
     wal: Wal,
-    thread: std::thread::JoinHandle<Result<(), WalError>>,
+    running: Running,
+}
+
+enum Running {
+    Thread(std::thread::JoinHandle<Result<(), WalError>>),
+    Task(JoinHandle<Result<(), WalError>>),
 }
 
 impl WriterHandle {
@@ -702,7 +721,11 @@ impl WriterHandle {
     /// a panic of the writer goes on here.
     pub async fn stop(self) -> Result<(), WalError> {
         let stopped = self.ask().await;
-        match offload(move || self.thread.join()).await {
+        let ended = match self.running {
+            Running::Thread(thread) => offload(move || thread.join()).await,
+            Running::Task(task) => task.await.map_err(JoinError::into_panic),
+        };
+        match ended {
             Ok(ended) => ended.and(stopped),
             Err(panic) => std::panic::resume_unwind(panic),
         }

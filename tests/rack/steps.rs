@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use quorate::engine::Batch;
 use quorate::engine::Engine;
@@ -202,6 +203,10 @@ impl Files for SteppedFiles {
 
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         self.look(|disk| disk.free_bytes(dir))
+    }
+
+    fn busy(&self) -> Duration {
+        self.disk.busy()
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {

@@ -1,0 +1,576 @@
+//! One run: a cluster, clients, the faults of its plan, and then the proof that everything has recovered and
+//! nothing is missing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate::client::Admin;
+use quorate::client::RequestIds;
+use quorate::client::Sender;
+use quorate::client::sender;
+use quorate::env::clock::Clock;
+use quorate::env::rng;
+use quorate::env::rng::Chance;
+use quorate::testkit::invariants::ranges;
+use quorate::testkit::mix;
+use quorate::testkit::mix::Mix;
+use quorate::testkit::mix::layout::Layout;
+use quorate::testkit::mix::lost::lost;
+use quorate::testkit::observed::Observed;
+use quorate::types::GroupId;
+use quorate::types::Key;
+use quorate::types::NodeId;
+use quorate::types::ReplicaId;
+use quorate::types::ShardId;
+use quorate::types::shard::ShardDescriptor;
+use tokio::runtime::RngSeed;
+use tokio::time::Instant;
+use tokio::time::sleep;
+
+use crate::cluster::Cluster;
+use crate::fault::Fault;
+use crate::fault::Plan;
+use crate::fault::What;
+use crate::net::CLIENTS;
+use crate::net::Net;
+use crate::seeds;
+use crate::trace::Trace;
+use crate::watch::Event;
+use crate::watch::Seen;
+use crate::watch::Watch;
+
+/// Between two looks at the cluster.
+const LOOK: Duration = Duration::from_millis(25);
+/// Every so-manieth look reads the states too.
+const DEEP: u64 = 8;
+/// What must happen in a healthy cluster happens within this.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The cluster forms its first groups within this.
+const FIRST: Duration = Duration::from_secs(20);
+/// Acknowledged writes after all is well again.
+const PROGRESS: u64 = 20;
+
+/// How a run went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// What cannot be; a good run has none.
+    pub violations: Vec<String>,
+    /// Writes acknowledged to clients.
+    pub acknowledged: u64,
+    /// Shards at the end.
+    pub shards: usize,
+    /// What was watched.
+    pub seen: Seen,
+    /// Virtual time that passed.
+    pub lasted: Duration,
+    /// Lines of the trace, and their checksum.
+    pub trace: (u64, u32),
+    /// What was kept of it.
+    pub text: String,
+}
+
+/// Runs a plan. Everything in it follows from the seed.
+pub fn run(seed: u64, plan: &Plan, trace_all: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
+        .build();
+    let runtime = runtime.expect("a runtime of one thread can be had");
+    let _seeded = rng::seed_thread(seed);
+    let mut outcome = runtime.block_on(async {
+        let mut run = Run::new(seed, plan, trace_all);
+        run.play(plan).await;
+        run.outcome()
+    });
+    outcome.violations.extend(seeds::panics());
+    outcome
+}
+
+struct Run {
+    seed: u64,
+    cluster: Cluster,
+    watch: Arc<Watch>,
+    trace: Trace,
+    began: Instant,
+    looks: u64,
+    acknowledged: u64,
+    shards: usize,
+    /// What is undone when.
+    undo: Vec<(Instant, What)>,
+}
+
+impl Run {
+    fn new(seed: u64, plan: &Plan, trace_all: bool) -> Run {
+        let trace = Trace::new(trace_all);
+        let watch = Watch::new();
+        let net = Net::new(trace.clone(), Arc::clone(&watch));
+        Run {
+            seed,
+            cluster: Cluster::new(net, &plan.drifts_ppm, trace.clone()),
+            watch,
+            trace,
+            began: Instant::now(),
+            looks: 0,
+            acknowledged: 0,
+            shards: 0,
+            undo: Vec::new(),
+        }
+    }
+
+    async fn play(&mut self, plan: &Plan) {
+        for id in self.cluster.ids() {
+            self.cluster.start(id);
+        }
+        if !self.until("a first leader", FIRST, Run::settled).await {
+            return;
+        }
+        let target = self.target();
+        let options = mix::Options {
+            clients: 5,
+            seed: self.seed,
+            patience: Duration::from_secs(6),
+            pause: Duration::from_millis(15),
+            ..mix::Options::default()
+        };
+        let mix = Mix::start(&target, &options).expect("there are addresses");
+        self.suffer(plan).await;
+        self.trace.say(format_args!("all is well again"));
+        self.cluster
+            .net
+            .change(|weather| *weather = Default::default());
+        self.cluster.heal();
+        self.until(
+            "every node is open and every group led",
+            PATIENCE,
+            Run::settled_roughly,
+        )
+        .await;
+        self.cluster.must_not_fail();
+        let goal = mix.progress().acknowledged + PROGRESS;
+        let reached = |_: &Run| match mix.progress().acknowledged >= goal {
+            true => Ok(()),
+            false => Err(format!("{:?}", mix.progress())),
+        };
+        self.until("writes go on", PATIENCE, reached).await;
+        self.acknowledged = mix.progress().acknowledged;
+        let history = mix.stop().await;
+        self.until("replicas are equal", PATIENCE, Run::settled)
+            .await;
+        self.judge(&target, history, options.clients).await;
+    }
+
+    /// The faults of the plan, each at its time.
+    async fn suffer(&mut self, plan: &Plan) {
+        let began = Instant::now();
+        let mut faults = plan.faults.iter().peekable();
+        let ends = began + Duration::from_millis(plan.ends_ms() + 500);
+        while Instant::now() < ends {
+            let now = Instant::now();
+            while let Some(fault) =
+                faults.next_if(|fault| began + Duration::from_millis(fault.at_ms) <= now)
+            {
+                self.inflict(fault);
+            }
+            self.repair();
+            self.look();
+            sleep(LOOK).await;
+        }
+    }
+
+    fn inflict(&mut self, fault: &Fault) {
+        self.trace.say(format_args!("fault {:?}", fault.what));
+        let net = Arc::clone(&self.cluster.net);
+        match fault.what.clone() {
+            What::Crash {
+                nodes,
+                how,
+                at_step,
+                back_after_ms,
+            } => {
+                let nodes: Vec<NodeId> = nodes.into_iter().map(NodeId).collect();
+                let back = Duration::from_millis(back_after_ms);
+                self.cluster.crash(&nodes, how, at_step, back);
+            }
+            What::Pause { node, for_ms } => {
+                self.cluster.pause(NodeId(node), true);
+                self.later(for_ms, fault);
+            }
+            What::Cut { links, for_ms } => {
+                net.change(|weather| weather.cut.extend(pairs(&links)));
+                self.later(for_ms, fault);
+            }
+            What::Slow {
+                node,
+                delay_ms,
+                for_ms,
+            } => {
+                net.change(|weather| {
+                    weather.slow.insert(NodeId(node), delay_ms);
+                });
+                self.later(for_ms, fault);
+            }
+            What::Lossy {
+                lost_per_mille,
+                doubled_per_mille,
+                for_ms,
+            } => {
+                net.change(|weather| {
+                    weather.lost_per_mille = lost_per_mille;
+                    weather.doubled_per_mille = doubled_per_mille;
+                });
+                self.later(for_ms, fault);
+            }
+            What::SlowDisk {
+                node,
+                busy_ms,
+                for_ms,
+            } => {
+                self.cluster.disk(NodeId(node)).set_busy_ms(busy_ms);
+                self.later(for_ms, fault);
+            }
+            What::FullDisk { node, for_ms } => {
+                self.cluster.hurt_disk(NodeId(node)).set_full(true);
+                self.later(for_ms, fault);
+            }
+            What::FailingSync { node, nth } => {
+                self.cluster.hurt_disk(NodeId(node)).fail_sync(nth);
+            }
+            What::ClockStep { node, by_ms } => {
+                self.cluster.clock(NodeId(node)).set_offset_ms(by_ms);
+            }
+            What::Checkpoint { node } => self.checkpoint(NodeId(node)),
+            What::Split { key } => self.split(key),
+            What::Transfer { key, to } => self.transfer(key, NodeId(to)),
+            What::Move { key, to } => self.move_replica(key, NodeId(to)),
+        }
+    }
+
+    fn later(&mut self, for_ms: u64, fault: &Fault) {
+        let at = Instant::now() + Duration::from_millis(for_ms);
+        self.undo.push((at, fault.what.clone()));
+    }
+
+    /// Undoes what has lasted long enough.
+    fn repair(&mut self) {
+        let now = Instant::now();
+        let (due, rest) = std::mem::take(&mut self.undo)
+            .into_iter()
+            .partition(|(at, _)| *at <= now);
+        self.undo = rest;
+        let due: Vec<(Instant, What)> = due;
+        for (_, what) in due {
+            self.trace.say(format_args!("over {what:?}"));
+            let net = Arc::clone(&self.cluster.net);
+            match what {
+                What::Pause { node, .. } => self.cluster.pause(NodeId(node), false),
+                What::Cut { links, .. } => net.change(|weather| {
+                    for link in pairs(&links) {
+                        weather.cut.remove(&link);
+                    }
+                }),
+                What::Slow { node, .. } => net.change(|weather| {
+                    weather.slow.remove(&NodeId(node));
+                }),
+                What::Lossy { .. } => net.change(|weather| {
+                    weather.lost_per_mille = 0;
+                    weather.doubled_per_mille = 0;
+                }),
+                What::SlowDisk { node, .. } => self.cluster.disk(NodeId(node)).set_busy_ms(0),
+                What::FullDisk { node, .. } => self.cluster.disk(NodeId(node)).set_full(false),
+                What::Crash { .. }
+                | What::FailingSync { .. }
+                | What::ClockStep { .. }
+                | What::Checkpoint { .. }
+                | What::Split { .. }
+                | What::Transfer { .. }
+                | What::Move { .. } => unreachable!("nothing is undone of {what:?}"),
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let buried = self.cluster.bury();
+        for _ in 0..buried.count {
+            self.watch.count(Event::Crash);
+        }
+        for surprise in buried.surprises {
+            self.watch.complain(surprise);
+        }
+        self.cluster.look_at_space();
+        self.looks += 1;
+        let deep = self.looks.is_multiple_of(DEEP);
+        for (id, opened) in self.cluster.open() {
+            self.watch.node(id, &opened.registry, deep);
+        }
+    }
+
+    /// Looks until it holds; complains when it does not in time.
+    async fn until(
+        &mut self,
+        what: &str,
+        within: Duration,
+        holds: impl Fn(&Run) -> Result<(), String>,
+    ) -> bool {
+        let until = Instant::now() + within;
+        loop {
+            self.look();
+            match holds(self) {
+                Ok(()) => return true,
+                Err(why) if Instant::now() > until => {
+                    self.watch
+                        .complain(format!("not within {within:?}: {what}: {why}"));
+                    return false;
+                }
+                Err(_) => sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Every node is open, and every group that somebody has a replica of is led.
+    fn settled_roughly(&self) -> Result<(), String> {
+        self.led().map(drop)
+    }
+
+    /// Every group is led, and all its replicas have applied the same.
+    fn settled(&self) -> Result<(), String> {
+        let led = self.led()?;
+        let open: BTreeMap<NodeId, _> = self.cluster.open().into_iter().collect();
+        for (id, (leader, view)) in led {
+            for replica in &view.replicas {
+                let registry = &open[&replica.node].registry;
+                let Ok(group) = registry.group(id) else {
+                    return Err(format!("{id} is not open on {}", replica.node));
+                };
+                let other = group.view();
+                if group.replica() != replica.id {
+                    return Err(format!("{id} on {} is not {}", replica.node, replica.id));
+                }
+                if other.applied_index != view.last_index {
+                    return Err(format!(
+                        "{id} has applied {} on {}, its leader {leader} has {}",
+                        other.applied_index, replica.node, view.last_index
+                    ));
+                }
+            }
+            for (node, opened) in &open {
+                let Ok(group) = opened.registry.group(id) else {
+                    continue;
+                };
+                if !view
+                    .replicas
+                    .iter()
+                    .any(|replica| replica.id == group.replica())
+                {
+                    return Err(format!(
+                        "{} of {id} is left over on {node}",
+                        group.replica()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Who leads each group, and how it sees it.
+    fn led(&self) -> Result<BTreeMap<GroupId, (ReplicaId, quorate::raft::View)>, String> {
+        let open = self.cluster.open();
+        if open.len() < self.cluster.ids().len() {
+            return Err(format!("{} nodes are open", open.len()));
+        }
+        let mut led = BTreeMap::new();
+        let mut known = std::collections::BTreeSet::new();
+        for (_, opened) in &open {
+            for group in opened.registry.groups() {
+                known.insert(group.id());
+                let view = group.view();
+                let leads = view
+                    .leader
+                    .is_some_and(|leader| leader.id == group.replica());
+                if view.role == "leader" && leads {
+                    let newer = led.get(&group.id()).is_none_or(
+                        |(_, other): &(ReplicaId, quorate::raft::View)| other.term < view.term,
+                    );
+                    if newer {
+                        led.insert(group.id(), (group.replica(), view));
+                    }
+                }
+            }
+        }
+        match known.iter().find(|id| !led.contains_key(id)) {
+            Some(id) => Err(format!("nobody leads {id}")),
+            None if known.len() < 2 => Err("there are no groups yet".to_owned()),
+            None => Ok(led),
+        }
+    }
+
+    fn target(&self) -> mix::Target {
+        mix::Target {
+            channel: self.cluster.net.channel(CLIENTS),
+            addresses: self.cluster.ids().iter().map(NodeId::to_string).collect(),
+            wall: Clock::virtual_from(1_750_000_000_000, 0),
+            started: self.began,
+        }
+    }
+
+    async fn judge(&mut self, target: &mix::Target, mut history: Vec<Observed>, client: u32) {
+        let finals = mix::final_reads(target, &history, client, PATIENCE).await;
+        let finals = finals.expect("there are addresses");
+        let lost = lost(&history, &finals, &Layout::new(""));
+        for complaint in lost.complaints {
+            self.watch.complain(format!("lost: {complaint}"));
+        }
+        history.extend(finals);
+        let led = self.led();
+        let open: BTreeMap<NodeId, _> = self.cluster.open().into_iter().collect();
+        let mut shards: BTreeMap<ShardId, ShardDescriptor> = BTreeMap::new();
+        for (_, opened) in &open {
+            for replica in opened.registry.shards() {
+                let descriptor = replica.reader().descriptor();
+                let leads = led.as_ref().is_ok_and(|led| {
+                    let id = GroupId::Shard(descriptor.id);
+                    led.get(&id)
+                        .is_some_and(|(leader, _)| *leader == replica.group().replica())
+                });
+                if leads {
+                    shards.insert(descriptor.id, descriptor);
+                }
+            }
+        }
+        let shards: Vec<ShardDescriptor> = shards.into_values().collect();
+        self.shards = shards.len();
+        if let Err(why) = ranges::cover(&shards) {
+            self.watch.complain(why);
+        }
+        for (id, opened) in &open {
+            self.watch.node(*id, &opened.registry, true);
+        }
+    }
+
+    fn checkpoint(&self, id: NodeId) {
+        let open = self
+            .cluster
+            .open()
+            .into_iter()
+            .find(|(node, _)| *node == id);
+        if let Some((_, opened)) = open {
+            let flush = opened.checkpoints.as_flush();
+            tokio::spawn(async move { flush().await });
+        }
+    }
+
+    fn admin(&self) -> Admin {
+        let addresses = self.cluster.ids().iter().map(NodeId::to_string).collect();
+        let clock = Clock::virtual_from(1_750_000_000_000, 0);
+        let ids = RequestIds::new(move || clock.wall_ms(), || Chance.bytes());
+        let channel = self.cluster.net.channel(CLIENTS);
+        let first = Chance.below(self.cluster.ids().len() as u64) as usize;
+        let options = sender::Options {
+            attempt: Duration::from_secs(3),
+            deadline: Duration::from_secs(6),
+            first,
+            ..sender::Options::default()
+        };
+        let sender = Sender::new(channel, addresses, Arc::new(ids), options);
+        Admin::new(Arc::new(sender.expect("there are addresses")))
+    }
+
+    /// The shard that holds a key, as some node knows it.
+    fn shard_of(&self, key: &Key) -> Option<ShardDescriptor> {
+        let mut open = self.cluster.open().into_iter();
+        open.find_map(|(_, opened)| {
+            let replica = opened.registry.shard_of(key).ok()?;
+            Some(replica.reader().descriptor())
+        })
+    }
+
+    fn split(&self, key: u64) {
+        let key = key_of(key);
+        let Some(shard) = self.shard_of(&key) else {
+            return;
+        };
+        let (admin, trace) = (self.admin(), self.trace.clone());
+        let watch = Arc::clone(&self.watch);
+        tokio::spawn(async move {
+            let done = admin.split_shard(shard.id, key, None).await;
+            if done.is_ok() {
+                watch.count(Event::Split);
+            }
+            trace.say(format_args!(
+                "split of {}: {:?}",
+                shard.id,
+                done.map(|(_, right)| right.id)
+            ));
+        });
+    }
+
+    fn transfer(&self, key: u64, to: NodeId) {
+        let Some(shard) = self.shard_of(&key_of(key)) else {
+            return;
+        };
+        let (admin, trace) = (self.admin(), self.trace.clone());
+        tokio::spawn(async move {
+            let group = GroupId::Shard(shard.id);
+            let done = admin.transfer_leader(group, Some(to), None).await;
+            trace.say(format_args!("transfer of {} to {to}: {done:?}", shard.id));
+        });
+    }
+
+    /// The shard gets a replica on a node, and gives up another one, or only that if the node has one.
+    fn move_replica(&self, key: u64, to: NodeId) {
+        let Some(shard) = self.shard_of(&key_of(key)) else {
+            return;
+        };
+        let (admin, trace) = (self.admin(), self.trace.clone());
+        let watch = Arc::clone(&self.watch);
+        let victim = shard.replicas[Chance.below(shard.replicas.len() as u64) as usize];
+        tokio::spawn(async move {
+            let added = admin.add_replica(shard.id, to, Some(PATIENCE)).await;
+            trace.say(format_args!(
+                "add of {} on {to}: {:?}",
+                shard.id,
+                added.is_ok()
+            ));
+            if added.is_ok() && victim.node != to {
+                let done = admin
+                    .remove_replica(shard.id, victim.id, Some(PATIENCE))
+                    .await;
+                trace.say(format_args!(
+                    "removal of {} from {}: {:?}",
+                    victim.id,
+                    shard.id,
+                    done.is_ok()
+                ));
+                if done.is_ok() {
+                    watch.count(Event::Move);
+                }
+            }
+        });
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            violations: self.watch.violations(),
+            acknowledged: self.acknowledged,
+            shards: self.shards,
+            seen: self.watch.seen(),
+            lasted: self.trace.elapsed(),
+            trace: self.trace.sum(),
+            text: self.trace.text(),
+        }
+    }
+}
+
+fn pairs(links: &[(u64, u64)]) -> Vec<(NodeId, NodeId)> {
+    links
+        .iter()
+        .map(|(from, to)| (NodeId(*from), NodeId(*to)))
+        .collect()
+}
+
+/// A key of the mix.
+fn key_of(number: u64) -> Key {
+    let kind = ["count", "list", "pair", "reg", "reg", "reg", "set", "span"][(number % 8) as usize];
+    Key::from(format!("{kind}/{:04}", number / 8 * 3))
+}

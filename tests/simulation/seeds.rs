@@ -1,0 +1,162 @@
+//! Many seeds, on two threads, with a watch over them from outside: a run that does not end is a failure,
+//! and so is a panic anywhere in it, even where somebody would have caught it.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::panic;
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
+
+use crate::fault::Plan;
+use crate::report;
+use crate::run;
+use crate::run::Outcome;
+
+/// Runs at once.
+const THREADS: usize = 2;
+/// A run that needs longer, in real time, goes round in circles.
+const RUN_MAX: Duration = Duration::from_secs(180);
+
+thread_local! {
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// From now on panics are noted for [`panics`] instead of printed.
+pub fn note_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let noted = panic.to_string();
+        PANICS.with_borrow_mut(|panics| panics.push(noted));
+    }));
+}
+
+/// The panics of this thread since the last call.
+pub fn panics() -> Vec<String> {
+    PANICS.take()
+}
+
+/// What many runs came to.
+#[derive(Default)]
+pub struct Total {
+    pub passed: u64,
+    pub failed: u64,
+    acknowledged: u64,
+    terms: usize,
+    entries: usize,
+    states_compared: u64,
+    splits: u64,
+    snapshots: u64,
+    moves: u64,
+    crashes: u64,
+    virtual_time: Duration,
+}
+
+impl Total {
+    fn add(&mut self, outcome: &Outcome) {
+        match outcome.violations.is_empty() {
+            true => self.passed += 1,
+            false => self.failed += 1,
+        }
+        self.acknowledged += outcome.acknowledged;
+        self.terms += outcome.seen.terms;
+        self.entries += outcome.seen.entries;
+        self.states_compared += outcome.seen.states_compared;
+        self.snapshots += outcome.seen.snapshots;
+        self.splits += outcome.seen.splits;
+        self.moves += outcome.seen.moves;
+        self.crashes += outcome.seen.crashes;
+        self.virtual_time += outcome.lasted;
+    }
+}
+
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} seeds, {} s of virtual time: {} writes acknowledged, {} terms led, {} committed entries seen, \
+             {} states compared, {} crashes, {} splits, {} moves, {} snapshots",
+            self.passed + self.failed,
+            self.virtual_time.as_secs(),
+            self.acknowledged,
+            self.terms,
+            self.entries,
+            self.states_compared,
+            self.crashes,
+            self.splits,
+            self.moves,
+            self.snapshots
+        )
+    }
+}
+
+/// Runs `count` seeds from `first` on; begins none after `limit`.
+pub fn run(first: u64, count: u64, limit: Option<Duration>) -> Total {
+    let next = Mutex::new(first..first + count);
+    let (done, outcomes) = mpsc::channel();
+    let mut total = Total::default();
+    std::thread::scope(|threads| {
+        for _ in 0..THREADS {
+            let (next, done) = (&next, done.clone());
+            threads.spawn(move || {
+                while let Some(seed) = take(next) {
+                    let _ = done.send((seed, None));
+                    let outcome = run::run(seed, &Plan::of(seed), false);
+                    let _ = done.send((seed, Some(outcome)));
+                }
+            });
+        }
+        drop(done);
+        let (over, ends) = mpsc::channel::<()>();
+        if let Some(limit) = limit {
+            let next = &next;
+            threads.spawn(move || {
+                if ends.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                    let mut next = next.lock().expect("nothing panics under this lock");
+                    next.start = next.end;
+                }
+            });
+        }
+        collect(&outcomes, &mut total);
+        drop(over);
+    });
+    total
+}
+
+fn take(next: &Mutex<std::ops::Range<u64>>) -> Option<u64> {
+    next.lock().expect("nothing panics under this lock").next()
+}
+
+fn collect(outcomes: &mpsc::Receiver<(u64, Option<Outcome>)>, total: &mut Total) {
+    let mut under_way = BTreeSet::new();
+    while let ControlFlow::Continue(()) = collect_one(outcomes, &mut under_way, total) {}
+}
+
+fn collect_one(
+    outcomes: &mpsc::Receiver<(u64, Option<Outcome>)>,
+    under_way: &mut BTreeSet<u64>,
+    total: &mut Total,
+) -> ControlFlow<()> {
+    match outcomes.recv_timeout(RUN_MAX) {
+        Ok((seed, None)) => {
+            under_way.insert(seed);
+        }
+        Ok((seed, Some(outcome))) => {
+            under_way.remove(&seed);
+            total.add(&outcome);
+            if !outcome.violations.is_empty() {
+                println!("{}", report(seed, &outcome));
+                println!("  cargo test --test simulation -- --seed {seed}");
+            }
+        }
+        Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
+        Err(RecvTimeoutError::Timeout) => {
+            println!("no run has ended for {RUN_MAX:?}; under way: {under_way:?}");
+            println!("{} passed, {} failed", total.passed, total.failed + 1);
+            std::process::exit(1);
+        }
+    }
+    ControlFlow::Continue(())
+}

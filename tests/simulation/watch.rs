@@ -1,0 +1,179 @@
+//! Sees everything that the nodes send, and holds it against what must be.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+
+use quorate::error::Result;
+use quorate::node::registry::Registry;
+use quorate::testkit::invariants::Violation;
+use quorate::testkit::invariants::entries::Entries;
+use quorate::testkit::invariants::leaders::Leaders;
+use quorate::testkit::invariants::ranges;
+use quorate::testkit::invariants::replicas::Replicas;
+use quorate::testkit::invariants::states::States;
+use quorate::testkit::invariants::votes::Votes;
+use quorate::types::GroupId;
+use quorate::types::NodeId;
+use quorate::types::shard::ShardDescriptor;
+use quorate::wire::request::AppendRequest;
+use quorate::wire::request::Request;
+use quorate::wire::request::Response;
+use quorate::wire::request::Route;
+
+/// All that was seen in one run.
+#[derive(Default)]
+pub struct Watch {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    leaders: Leaders,
+    votes: Votes,
+    entries: Entries,
+    states: States,
+    replicas: Replicas,
+    violations: Vec<Violation>,
+    snapshots: u64,
+    splits: u64,
+    moves: u64,
+    crashes: u64,
+}
+
+/// Something that a run should have had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    Snapshot,
+    Split,
+    Move,
+    Crash,
+}
+
+/// How much was seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub terms: usize,
+    pub entries: usize,
+    pub states_compared: u64,
+    pub snapshots: u64,
+    pub splits: u64,
+    pub moves: u64,
+    pub crashes: u64,
+}
+
+impl Watch {
+    pub fn new() -> Arc<Watch> {
+        Arc::default()
+    }
+
+    /// A call has arrived.
+    pub fn request(&self, _from: NodeId, _to: NodeId, request: &Request) {
+        if let Request::Append(route, append) = request {
+            self.append(*route, append);
+        }
+    }
+
+    /// A call was answered; the answer may be lost.
+    pub fn response(&self, request: &Request, response: &Result<Response>) {
+        let (Request::Vote(route, asked), Ok(Response::Vote(answer))) = (request, response) else {
+            return;
+        };
+        if answer.granted && !asked.pre_vote {
+            let (term, candidate) = (asked.vote.term, asked.vote.replica);
+            self.note(|state| state.votes.granted(route.group, route.to, term, candidate));
+        }
+    }
+
+    /// A leader's message has arrived.
+    pub fn append(&self, route: Route, append: &AppendRequest) {
+        let vote = append.vote;
+        self.note(|state| state.leaders.led(route.group, vote.term, vote.replica));
+        for entry in &append.entries {
+            let committed = append.committed;
+            let is_committed = committed.is_some_and(|upto| entry.position <= upto);
+            self.note(|state| match is_committed {
+                true => state.entries.committed(route.group, entry),
+                false => state.entries.seen(route.group, entry),
+            });
+        }
+    }
+
+    /// Looks at a living node. `deep`: the states of its shards too.
+    pub fn node(&self, node: NodeId, registry: &Registry, deep: bool) {
+        for group in registry.groups() {
+            let (id, replica, view) = (group.id(), group.replica(), group.view());
+            self.note(|state| state.replicas.seen(replica, id, node));
+            if view.role == "leader" {
+                self.note(|state| state.leaders.led(id, view.term, replica));
+            }
+        }
+        let shards = registry.shards();
+        let held: Vec<ShardDescriptor> = shards
+            .iter()
+            .map(|replica| replica.reader().descriptor())
+            .collect();
+        self.note(|_| ranges::apart(&held).map_err(|why| format!("on {node}: {why}")));
+        for replica in shards.iter().filter(|replica| deep && replica.is_filled()) {
+            let (id, of) = (
+                GroupId::Shard(replica.reader().descriptor().id),
+                replica.group(),
+            );
+            match replica.reader().state_hash() {
+                Ok(found) => {
+                    let Some(position) = found.position else {
+                        continue;
+                    };
+                    self.note(|state| state.states.seen(id, position, found.hash, of.replica()));
+                }
+                Err(error) => self.note(|_| Err(format!("the state of {id} on {node}: {error}"))),
+            }
+        }
+    }
+
+    /// It has happened once more.
+    pub fn count(&self, event: Event) {
+        let mut state = self.state();
+        match event {
+            Event::Snapshot => state.snapshots += 1,
+            Event::Split => state.splits += 1,
+            Event::Move => state.moves += 1,
+            Event::Crash => state.crashes += 1,
+        }
+    }
+
+    /// Something else was seen that cannot be.
+    pub fn complain(&self, why: Violation) {
+        self.note(|_| Err(why));
+    }
+
+    /// What was seen that cannot be.
+    pub fn violations(&self) -> Vec<Violation> {
+        self.state().violations.clone()
+    }
+
+    /// How much was seen.
+    pub fn seen(&self) -> Seen {
+        let state = self.state();
+        Seen {
+            terms: state.leaders.count(),
+            entries: state.entries.count(),
+            states_compared: state.states.compared(),
+            snapshots: state.snapshots,
+            splits: state.splits,
+            moves: state.moves,
+            crashes: state.crashes,
+        }
+    }
+
+    fn note(&self, look: impl FnOnce(&mut State) -> std::result::Result<(), Violation>) {
+        let mut state = self.state();
+        if let Err(why) = look(&mut state) {
+            state.violations.push(why);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics under this lock")
+    }
+}
