@@ -255,6 +255,11 @@ pub fn without_slot(key: &[u8]) -> &[u8] {
     key.get(SLOT_BYTES..).unwrap_or_default()
 }
 
+/// Whether a key is in a slot.
+pub fn is_in_slot(key: &[u8]) -> bool {
+    key.first() == Some(&SLOT)
+}
+
 const SLOT_BYTES: usize = 9;
 
 /// What a key inside a slot says.

@@ -6,11 +6,13 @@
 //!
 //! [`apply`] turns committed entries into batches; it is a function of the row, the keys and the
 //! entries alone, so that all replicas stay equal. [`split`] makes two shards of one.
-//! [`read`] answers readers while entries are applied.
+//! [`read`] answers readers while entries are applied. [`chain`] is the hash of all that was applied, by
+//! which replicas are compared at one position.
 //! [`walk`] goes through the state as of one position: for snapshots ([`snapshot`]) and for the hash
 //! that replicas are compared by. [`machine`] holds it together behind the cut that Raft sees.
 
 pub mod command;
+pub mod chain;
 pub mod row;
 pub mod slots;
 pub mod split;
@@ -23,6 +25,8 @@ pub mod machine;
 mod tests;
 
 pub use apply::Gone;
+pub use chain::Chain;
+pub use chain::Link;
 pub use command::Command;
 pub use machine::Seed;
 pub use machine::ShardMachine;

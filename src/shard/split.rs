@@ -96,6 +96,7 @@ pub(crate) fn halves(
             // No leader of the child has written: the first one stamps above the ceiling that leaders of
             // the shard may have closed up to.
             ceiling_term: 0,
+            chain: row.chain.of_child(split.child),
             birth: Some(Birth {
                 parent: descriptor.id,
                 replica: here,

@@ -1,0 +1,89 @@
+//! The hash of all that was applied: it tells replicas apart that did not do the same.
+
+use crate::shard::Link;
+
+use super::*;
+
+fn puts(leader: &mut Leader, count: u64) -> Vec<LogEntry> {
+    let entries = (0..count).map(|number| {
+        leader.wall_ms += 1;
+        let operation = Operation::Put {
+            key: key((number % 7) as u8),
+            value: counted(number),
+        };
+        let write = leader.sent(WriteKind::Keys {
+            conditions: Vec::new(),
+            operations: vec![operation],
+        });
+        leader.command(vec![write]).0
+    });
+    entries.collect()
+}
+
+fn chain(machine: &ShardMachine) -> Link {
+    machine.reader().chain().unwrap()
+}
+
+#[test]
+fn an_entry_that_did_something_else_on_one_replica_is_never_forgotten() {
+    let mut leader = Leader::new();
+    let (engine, other_engine) = (memory(), memory());
+    let (mut one, mut other) = (seeded(engine), seeded(other_engine.clone()));
+    for entry in puts(&mut leader, 20) {
+        one.apply(std::slice::from_ref(&entry)).unwrap();
+        other.apply(&[entry]).unwrap();
+    }
+    assert_eq!(chain(&one), chain(&other));
+    // A key is lost behind the other one's back.
+    let slot = other.reader().row().slot_of(&key(3)).unwrap();
+    let mut loss = Batch::default();
+    loss.delete(layout::newest(slot, &key(3)));
+    other_engine.write(loss).unwrap();
+    leader.wall_ms += 1;
+    let delete = leader.sent(WriteKind::Keys {
+        conditions: Vec::new(),
+        operations: vec![Operation::Delete { key: key(3) }],
+    });
+    let (entry, _) = leader.command(vec![delete]);
+    one.apply(std::slice::from_ref(&entry)).unwrap();
+    other.apply(&[entry]).unwrap();
+    assert_ne!(chain(&one), chain(&other));
+    for entry in puts(&mut leader, 50) {
+        one.apply(std::slice::from_ref(&entry)).unwrap();
+        other.apply(&[entry]).unwrap();
+    }
+    assert_eq!(chain(&one).position, chain(&other).position);
+    assert_ne!(chain(&one).chain, chain(&other).chain);
+}
+
+#[test]
+fn replicas_that_are_not_at_one_position_have_one_in_common() {
+    let mut leader = Leader::new();
+    let entries = puts(&mut leader, 700);
+    let (mut ahead, mut behind) = (seeded(memory()), seeded(memory()));
+    ahead.apply(&entries).unwrap();
+    for entry in &entries[..600] {
+        behind.apply(std::slice::from_ref(entry)).unwrap();
+    }
+    let common: Vec<Link> = ahead.reader().chains();
+    let common = common
+        .into_iter()
+        .filter(|link| behind.reader().chains().contains(link));
+    let positions: Vec<u64> = common.map(|link| link.position.index).collect();
+    assert_eq!(positions, [256, 512]);
+    assert_eq!(
+        ahead.reader().chains().last().copied(),
+        ahead.reader().chain()
+    );
+}
+
+#[test]
+fn a_snapshot_brings_its_hash_and_forgets_the_way_to_the_old_state() {
+    let mut leader = Leader::new();
+    let entries = puts(&mut leader, 300);
+    let (mut full, mut late) = (seeded(memory()), seeded(memory()));
+    full.apply(&entries).unwrap();
+    late.apply(&entries[..280]).unwrap();
+    drain(&mut *full.snapshot().unwrap(), &mut late).unwrap();
+    assert_eq!(late.reader().chains(), [chain(&full)]);
+}
