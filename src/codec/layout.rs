@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `01 01` | | number of the next slot |
 //! | `01 02` | slot, start and end of the range | that it is to be cleared there |
-//! | `01 03` | | what the start-up check of the barrier writes |
+//! | `01 03` | | how often the engine was flushed |
 //! | `01 04` | replica | it was destroyed, and the log may not say so yet |
 //! | `02` | replica | the row of a shard's replica |
 //! | `03` | replica | the row of a replica of placement |
@@ -103,7 +103,7 @@ pub fn next_slot() -> Vec<u8> {
     vec![NODE, NODE_NEXT_SLOT]
 }
 
-/// Where the start-up check writes.
+/// Where the engine counts its flushes, of which each start makes one.
 pub fn probe() -> Vec<u8> {
     vec![NODE, NODE_PROBE]
 }
@@ -253,6 +253,19 @@ pub fn in_other_slot(slot: Slot, rest: &[u8]) -> Vec<u8> {
 /// A slot's keys without the slot: what [`in_other_slot`] takes.
 pub fn without_slot(key: &[u8]) -> &[u8] {
     key.get(SLOT_BYTES..).unwrap_or_default()
+}
+
+/// All keys in slots: start and end.
+pub fn slots() -> (Vec<u8>, Vec<u8>) {
+    (vec![SLOT], vec![SLOT + 1])
+}
+
+/// The slot that a key is in.
+pub fn slot_of(key: &[u8]) -> Result<Slot, OrderedError> {
+    match key.split_first() {
+        Some((&SLOT, rest)) => Ok(Slot(ordered::take_u64(rest)?.0)),
+        _ => Err(OrderedError("a key outside of every slot")),
+    }
 }
 
 /// Whether a key is in a slot.

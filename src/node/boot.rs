@@ -51,7 +51,7 @@ use crate::wire::request::Channel;
 use crate::wire::request::CreateReplica;
 
 /// Says that this node has had its first replicas.
-const FOUNDED: &str = "founded";
+pub(crate) const FOUNDED: &str = "founded";
 
 /// Why the stores do not open.
 #[derive(Debug, thiserror::Error)]

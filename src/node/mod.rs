@@ -30,6 +30,7 @@ pub mod reporter;
 pub mod checkpoint;
 pub mod collector;
 pub mod opener;
+pub mod audit;
 pub mod keeper;
 pub mod boot;
 pub mod change_step;

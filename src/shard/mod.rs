@@ -9,7 +9,7 @@
 //! [`read`] answers readers while entries are applied. [`chain`] is the hash of all that was applied, by
 //! which replicas are compared at one position.
 //! [`walk`] goes through the state as of one position: for snapshots ([`snapshot`]) and for the hash
-//! that replicas are compared by. [`machine`] holds it together behind the cut that Raft sees.
+//! that replicas are compared by; [`audit`] through all that an engine holds, to find damage. [`machine`] holds it together behind the cut that Raft sees.
 
 pub mod command;
 pub mod chain;
@@ -21,6 +21,7 @@ pub mod read;
 pub mod walk;
 pub mod snapshot;
 pub mod machine;
+pub mod audit;
 #[cfg(test)]
 mod tests;
 
