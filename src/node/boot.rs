@@ -25,6 +25,7 @@ use crate::machine::MachineError;
 use crate::machine::Membership;
 use crate::node::checkpoint::Checkpointer;
 use crate::node::checkpoint::Checkpoints;
+use crate::node::checks::Checks;
 use crate::node::collector;
 use crate::node::formation::InitialLayout;
 use crate::node::keeper::Keeper;
@@ -361,6 +362,11 @@ impl Found {
 }
 
 impl Stores {
+    /// What answers questions about the state of the replicas here.
+    pub fn checks(&self) -> Checks {
+        Checks::new(Arc::clone(&self.registry), Arc::clone(&self.engine))
+    }
+
     /// Stops every replica, flushes the engine and closes the log. The tasks of the replicas have been
     /// stopped before.
     pub async fn close(self) -> Result<(), BootError> {

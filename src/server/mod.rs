@@ -50,11 +50,14 @@ use crate::node::identity::IdentityError;
 use crate::node::joining;
 use crate::node::joining::JoinError;
 use crate::node::members::Members;
+use crate::node::orphans::Nodes;
 use crate::node::orphans::Orphans;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
 use crate::node::reporter::Reporter;
 use crate::node::router::Router;
+use crate::node::selfcheck;
+use crate::node::selfcheck::SelfCheck;
 use crate::raft;
 use crate::raft::Fail;
 use crate::raft::Leadership;
@@ -250,14 +253,27 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     );
     tasks.spawn("changes of replicas", |stop| changer.run(stop));
     let known = Arc::clone(&members);
+    let nodes: Nodes = Arc::new(move || known.list().into_iter().map(|member| member.id).collect());
     let (hints, orphans) = Orphans::new(
         me.node,
         Arc::clone(&stores.registry),
         stores.keeper.clone(),
         Arc::clone(&channel),
-        Arc::new(move || known.list().into_iter().map(|member| member.id).collect()),
+        Arc::clone(&nodes),
     );
     tasks.spawn("orphans", |stop| orphans.run(stop));
+    let selfcheck = SelfCheck {
+        me: me.node,
+        options: selfcheck::Options {
+            interval: options.self_check_interval,
+            scrub_bytes_per_s: options.scrub_bytes_per_second.0,
+        },
+        registry: Arc::clone(&stores.registry),
+        checks: stores.checks(),
+        channel: Arc::clone(&channel),
+        nodes,
+    };
+    start_selfcheck(&selfcheck, &mut tasks);
     handler.open(Host {
         identity: me,
         member,
@@ -269,6 +285,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         keeper: stores.keeper.clone(),
         changes,
         hints,
+        checks: selfcheck.checks,
         channel,
         started: Instant::now(),
         space,
@@ -442,6 +459,13 @@ async fn open_engine(
     Ok(Arc::new(
         offload(move || SledEngine::open(&path, &options)).await?,
     ))
+}
+
+fn start_selfcheck(selfcheck: &SelfCheck, tasks: &mut TaskSet) {
+    let (compared, scrubbed, rebuilt) = (selfcheck.clone(), selfcheck.clone(), selfcheck.clone());
+    tasks.spawn("comparison of replicas", |stop| compared.compare(stop));
+    tasks.spawn("comparison of stored state", |stop| scrubbed.scrub(stop));
+    tasks.spawn("rebuilding", |stop| rebuilt.rebuild(stop));
 }
 
 fn boot(

@@ -32,7 +32,6 @@ use crate::mvcc::read;
 use crate::mvcc::version::Header;
 use crate::mvcc::write::Current;
 use crate::shard::chain;
-use crate::shard::chain::Link;
 use crate::shard::chain::Marks;
 use crate::shard::command::Answer;
 use crate::shard::command::Body;
@@ -58,6 +57,7 @@ use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
+use crate::types::shard::Link;
 
 const OUTCOME_FORMAT: u8 = 1;
 
@@ -153,7 +153,7 @@ impl<'e> Applying<'e> {
         let stored = self.overlay.take_digest().to_be_bytes();
         let numbers = self.row.numbers();
         let parts = [chain::said(&entry.payload), &stored, &numbers, answer];
-        self.row.chain = self.row.chain.after(position, &parts);
+        self.row.chain = chain::after(self.row.chain, position, &parts);
         if Marks::has_place_for(position) {
             let chain = self.row.chain;
             self.links.push(Link { position, chain });

@@ -18,14 +18,13 @@
 
 use std::collections::VecDeque;
 
-use serde::Deserialize;
-use serde::Serialize;
-
 use crate::codec::layout;
 use crate::codec::layout::Family;
 use crate::types::Position;
 use crate::types::ShardId;
 use crate::types::log::Payload;
+use crate::types::shard::Chain;
+use crate::types::shard::Link;
 
 /// Entries between two positions whose hash every replica remembers, so that replicas that are not at one
 /// position can be compared at one.
@@ -33,38 +32,23 @@ pub const MARK_ENTRIES: u64 = 256;
 /// Such positions that are remembered: the last 8,192 entries, a second of the fastest group.
 const MARKS_MAX: usize = 32;
 
-/// The hash of everything that was applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Chain(pub u64);
-
-/// The hash at one position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
-    /// The last entry in it.
-    pub position: Position,
-    /// The hash.
-    pub chain: Chain,
+/// After one more entry: `parts` say what it did.
+pub(crate) fn after(before: Chain, position: Position, parts: &[&[u8]]) -> Chain {
+    let mut sum = crc32c::crc32c(&position.term.to_be_bytes());
+    let mut bytes = 0;
+    for part in parts {
+        sum = crc32c::crc32c_append(sum, &(part.len() as u64).to_be_bytes());
+        sum = crc32c::crc32c_append(sum, part);
+        bytes += part.len() as u64;
+    }
+    Chain(mixed(
+        before.0 ^ (u64::from(sum) << 32) ^ position.index ^ bytes,
+    ))
 }
 
-impl Chain {
-    /// After one more entry: `parts` say what it did.
-    pub(crate) fn after(self, position: Position, parts: &[&[u8]]) -> Chain {
-        let mut sum = crc32c::crc32c(&position.term.to_be_bytes());
-        let mut bytes = 0;
-        for part in parts {
-            sum = crc32c::crc32c_append(sum, &(part.len() as u64).to_be_bytes());
-            sum = crc32c::crc32c_append(sum, part);
-            bytes += part.len() as u64;
-        }
-        Chain(mixed(
-            self.0 ^ (u64::from(sum) << 32) ^ position.index ^ bytes,
-        ))
-    }
-
-    /// What the shard with this id begins with that is split off here.
-    pub(crate) fn of_child(self, child: ShardId) -> Chain {
-        Chain(mixed(self.0 ^ mixed(child.0)))
-    }
+/// What the shard with this id begins with that is split off there.
+pub(crate) fn of_child(parent: Chain, child: ShardId) -> Chain {
+    Chain(mixed(parent.0 ^ mixed(child.0)))
 }
 
 /// Every number has one that only it gives (the last step of SplitMix64), so that chains which differ go on
@@ -133,24 +117,29 @@ mod tests {
     #[test]
     fn chains_that_have_parted_stay_apart() {
         let same = |chain: Chain| {
-            (2..2_000).fold(chain, |chain, index| chain.after(at(index), &[b"the same"]))
+            (2..2_000).fold(chain, |chain, index| {
+                after(chain, at(index), &[b"the same"])
+            })
         };
-        let one = Chain::default().after(at(1), &[b"one"]);
-        let other = Chain::default().after(at(1), &[b"onf"]);
+        let one = after(Chain::default(), at(1), &[b"one"]);
+        let other = after(Chain::default(), at(1), &[b"onf"]);
         assert_ne!(one, other);
         assert_ne!(same(one), same(other));
     }
 
     #[test]
     fn the_term_the_place_and_the_borders_between_parts_count() {
-        let base = Chain(7).after(at(3), &[b"ab", b"c"]);
-        assert_eq!(base, Chain(7).after(at(3), &[b"ab", b"c"]));
-        assert_ne!(base, Chain(7).after(at(3), &[b"a", b"bc"]));
-        assert_ne!(base, Chain(7).after(at(4), &[b"ab", b"c"]));
-        assert_ne!(base, Chain(8).after(at(3), &[b"ab", b"c"]));
+        let base = after(Chain(7), at(3), &[b"ab", b"c"]);
+        assert_eq!(base, after(Chain(7), at(3), &[b"ab", b"c"]));
+        assert_ne!(base, after(Chain(7), at(3), &[b"a", b"bc"]));
+        assert_ne!(base, after(Chain(7), at(4), &[b"ab", b"c"]));
+        assert_ne!(base, after(Chain(8), at(3), &[b"ab", b"c"]));
         let later = Position { term: 2, index: 3 };
-        assert_ne!(base, Chain(7).after(later, &[b"ab", b"c"]));
-        assert_ne!(Chain(7).of_child(ShardId(1)), Chain(7).of_child(ShardId(2)));
+        assert_ne!(base, after(Chain(7), later, &[b"ab", b"c"]));
+        assert_ne!(
+            of_child(Chain(7), ShardId(1)),
+            of_child(Chain(7), ShardId(2))
+        );
     }
 
     #[test]

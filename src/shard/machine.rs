@@ -21,7 +21,7 @@ use crate::shard::apply::Applying;
 use crate::shard::apply::Changes;
 use crate::shard::apply::Gone;
 use crate::shard::apply::decode_outcome;
-use crate::shard::chain::Chain;
+use crate::shard::quarantine;
 use crate::shard::read::ShardReader;
 use crate::shard::row::Piece;
 use crate::shard::row::Row;
@@ -33,6 +33,7 @@ use crate::types::KeyRange;
 use crate::types::ReplicaId;
 use crate::types::Timestamp;
 use crate::types::log::LogEntry;
+use crate::types::shard::Chain;
 use crate::types::shard::ShardDescriptor;
 
 /// A batch ends after the entry that takes it above this many bytes: the engine lets no reader in
@@ -229,9 +230,14 @@ impl ShardMachine {
             return Ok(None);
         };
         let row = Row::decode(&row)?;
+        let is_quarantined = quarantine::is_marked(engine.as_ref(), replica)?;
+        let reader = ShardReader::new(engine, slots, replica, row);
+        if is_quarantined {
+            reader.quarantine();
+        }
         Ok(Some(ShardMachine {
             replica,
-            reader: ShardReader::new(engine, slots, replica, row),
+            reader,
             gone,
             seeded: Vec::new(),
             pass: None,

@@ -9,7 +9,7 @@
 //! [`read`] answers readers while entries are applied. [`chain`] is the hash of all that was applied, by
 //! which replicas are compared at one position.
 //! [`walk`] goes through the state as of one position: for snapshots ([`snapshot`]) and for the hash
-//! that replicas are compared by; [`audit`] through all that an engine holds, to find damage. [`machine`] holds it together behind the cut that Raft sees.
+//! that replicas are compared by ([`portion`]; [`quarantine`] is what becomes of the odd one); [`audit`] through all that an engine holds, to find damage. [`machine`] holds it together behind the cut that Raft sees.
 
 pub mod command;
 pub mod chain;
@@ -19,15 +19,15 @@ pub mod split;
 pub mod apply;
 pub mod read;
 pub mod walk;
+pub mod portion;
 pub mod snapshot;
+pub mod quarantine;
 pub mod machine;
 pub mod audit;
 #[cfg(test)]
 mod tests;
 
 pub use apply::Gone;
-pub use chain::Chain;
-pub use chain::Link;
 pub use command::Command;
 pub use machine::Seed;
 pub use machine::ShardMachine;
@@ -39,6 +39,8 @@ pub use machine::holder;
 pub use machine::is_ending;
 pub use machine::replicas;
 pub use machine::seed;
+pub use portion::Hashed;
+pub use quarantine::Quarantined;
 pub use read::ReadAt;
 pub use read::ReadError;
 pub use read::ShardReader;

@@ -23,7 +23,6 @@ use crate::mvcc::Seen;
 use crate::mvcc::read;
 use crate::mvcc::read::Limits;
 use crate::mvcc::read::Portion;
-use crate::shard::chain::Link;
 use crate::shard::chain::Marks;
 use crate::shard::row::Row;
 use crate::shard::slots::Slots;
@@ -37,6 +36,7 @@ use crate::types::Timestamp;
 use crate::types::key::REQUEST_BYTES_MAX;
 use crate::types::request::KeyValue;
 use crate::types::request::Versioned;
+use crate::types::shard::Link;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Scan;
 
@@ -73,6 +73,9 @@ pub enum ReadError {
         /// The limit.
         bytes_max: usize,
     },
+    /// The replica is not as the others of its shard are: what it would say may be wrong.
+    #[error("the replica here is quarantined: it differs from the others, and is being rebuilt")]
+    Quarantined,
     /// The replica was destroyed: its keys are being cleared.
     #[error("the replica is not here any more")]
     Ended,
@@ -95,7 +98,7 @@ impl ReadError {
             },
             ReadError::TooMuch { .. } => Error::invalid("keys", self),
             ReadError::TooOld { .. } => Error::invalid("as_of", self),
-            ReadError::NotYet { .. } => Error::unavailable(group, self),
+            ReadError::NotYet { .. } | ReadError::Quarantined => Error::unavailable(group, self),
             ReadError::Machine(error) => Error::Internal(error.0),
         }
     }
@@ -133,6 +136,7 @@ pub struct ShardReader {
     ended: Arc<AtomicBool>,
     row: Arc<RwLock<Arc<Row>>>,
     marks: Arc<Mutex<Marks>>,
+    quarantined: Arc<AtomicBool>,
 }
 
 impl ShardReader {
@@ -148,6 +152,7 @@ impl ShardReader {
             slots,
             row: Arc::new(RwLock::new(Arc::new(row))),
             marks: Arc::default(),
+            quarantined: Arc::default(),
         }
     }
 
@@ -186,6 +191,16 @@ impl ShardReader {
             .read()
             .expect("no holder of the lock panics")
             .clone()
+    }
+
+    /// From now on nothing is read from this replica.
+    pub fn quarantine(&self) {
+        self.quarantined.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the replica serves nothing, because it is not as the others are.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::SeqCst)
     }
 
     /// How far the replica has come.
@@ -323,6 +338,10 @@ impl ShardReader {
             let at = as_of.unwrap_or(row.last_stamp);
             check_stamp(&row, at)?;
             let value = read(&row, at);
+            // Behind the read, so that nothing is answered that was read before and is sent after.
+            if self.is_quarantined() {
+                return Err(ReadError::Quarantined);
+            }
             if self.ended.load(Ordering::SeqCst) {
                 return Err(ReadError::Ended);
             }

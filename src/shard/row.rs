@@ -9,12 +9,12 @@ use crate::codec::value;
 use crate::machine::Applied;
 use crate::machine::MachineError;
 use crate::mvcc::Floors;
-use crate::shard::chain::Chain;
 use crate::types::KeyRange;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::Timestamp;
 use crate::types::shard::Birth;
+use crate::types::shard::Chain;
 use crate::types::shard::ShardDescriptor;
 
 const FORMAT: u8 = 2;

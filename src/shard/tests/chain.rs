@@ -1,6 +1,6 @@
 //! The hash of all that was applied: it tells replicas apart that did not do the same.
 
-use crate::shard::Link;
+use crate::types::shard::Link;
 
 use super::*;
 
@@ -86,4 +86,83 @@ fn a_snapshot_brings_its_hash_and_forgets_the_way_to_the_old_state() {
     late.apply(&entries[..280]).unwrap();
     drain(&mut *full.snapshot().unwrap(), &mut late).unwrap();
     assert_eq!(late.reader().chains(), [chain(&full)]);
+}
+
+/// What is stored for each half of the keys, as the first of the replicas asks for it.
+fn portions(asked: &ShardMachine, others: &[&ShardMachine]) -> Vec<Vec<Result<u64, String>>> {
+    let mut from = Key::new();
+    let mut found = Vec::new();
+    while let Some(portion) = asked.reader().portion_from(&from, 2_000).unwrap() {
+        let machines = [&[asked], others].concat();
+        let hashes = machines.iter().map(|machine| {
+            let hashed = machine.reader().hash_portion(&portion);
+            hashed
+                .map(|hashed| hashed.hash)
+                .map_err(|error| error.to_string())
+        });
+        found.push(hashes.collect());
+        match portion.range.end {
+            Some(end) => from = end,
+            None => break,
+        }
+    }
+    found
+}
+
+#[test]
+fn replicas_at_different_positions_have_stored_the_same_as_of_one_stamp() {
+    let mut leader = Leader::new();
+    let (mut asked, mut ahead, mut late) = (
+        seeded(memory()),
+        seeded_in_two_pieces(memory()),
+        seeded(memory()),
+    );
+    for round in 0..30 {
+        let entries = puts(&mut leader, 9 + round);
+        asked.apply(&entries).unwrap();
+        late.apply(&entries).unwrap();
+        for entry in &entries {
+            ahead.apply(std::slice::from_ref(entry)).unwrap();
+        }
+        collect_some(&mut late, 3);
+        let more = puts(&mut leader, 5);
+        ahead.apply(&more).unwrap();
+        for hashes in portions(&asked, &[&ahead, &late]) {
+            assert!(
+                hashes.iter().all(|hash| hash.is_ok() && *hash == hashes[0]),
+                "{hashes:?}"
+            );
+        }
+        asked.apply(&more).unwrap();
+        late.apply(&more).unwrap();
+        // It asks for what the late one has not applied.
+        let lead = puts(&mut leader, 1);
+        asked.apply(&lead).unwrap();
+        let hashes = portions(&asked, &[&late]);
+        assert!(hashes.iter().all(|hashes| hashes[1].is_err()), "{hashes:?}");
+        ahead.apply(&lead).unwrap();
+        late.apply(&lead).unwrap();
+    }
+}
+
+#[test]
+fn a_stored_bit_that_was_flipped_is_in_the_hash_of_its_portion() {
+    let mut leader = Leader::new();
+    let engine = memory();
+    let (mut whole, mut rotten) = (seeded(memory()), seeded(engine.clone()));
+    let entries = puts(&mut leader, 200);
+    whole.apply(&entries).unwrap();
+    rotten.apply(&entries).unwrap();
+    let slot = rotten.reader().row().slot_of(&key(3)).unwrap();
+    let place = layout::newest(slot, &key(3));
+    let mut record = engine.get(&place).unwrap().unwrap();
+    *record.last_mut().unwrap() ^= 1;
+    let mut flip = Batch::default();
+    flip.put(place, record);
+    engine.write(flip).unwrap();
+    let hashes = portions(&whole, &[&rotten]);
+    let differing = hashes.iter().filter(|hashes| hashes[0] != hashes[1]);
+    assert_eq!(differing.count(), 1, "{hashes:?}");
+    // Nobody has done anything else, so what was applied does not tell.
+    assert_eq!(chain(&whole), chain(&rotten));
 }
