@@ -652,6 +652,51 @@ mod tests {
         assert!(harmful >= 5 && refused >= harmful, "{harmful} {refused}");
     }
 
+    /// What a power cut leaves: the file as of the last flush, and of what was written since any pages.
+    #[test]
+    fn what_a_power_cut_may_leave_is_not_called_damage() {
+        let home = tempfile::tempdir().unwrap();
+        let (base, copy) = (home.path().join("base"), home.path().join("copy"));
+        let engine = open(&base).unwrap();
+        let write = |round: u32, keys: std::ops::Range<u32>| {
+            for number in keys {
+                let mut batch = Batch::default();
+                batch.put(number.to_be_bytes().to_vec(), rewritten(number, round));
+                engine.write(batch).unwrap();
+            }
+        };
+        // Enough that segments are freed and used again.
+        for round in 0..12 {
+            write(round, 0..1_000);
+        }
+        for round in 100..112 {
+            engine.flush().unwrap();
+            copied(&base, &copy);
+            let flushed = fs::read(copy.join("db")).unwrap();
+            write(round, 0..900);
+            let later = fs::read(base.join("db")).unwrap();
+            for (number, page) in later.chunks(4096).enumerate() {
+                let lost = (number as u32).wrapping_mul(2_654_435_761) >> 16;
+                let at = number * 4096;
+                if (lost + round) % 3 == 0 {
+                    let old = flushed.get(at..at + page.len()).unwrap_or_default();
+                    let mut old = old.to_vec();
+                    old.resize(page.len(), 0);
+                    put_at(&copy.join("db"), at, &old);
+                } else {
+                    put_at(&copy.join("db"), at, page);
+                }
+            }
+            let found = inspect::inspect(&copy, SEGMENT_BYTES, |_| {}).unwrap();
+            assert_eq!(found.damage, [""; 0], "round {round}");
+        }
+    }
+
+    fn put_at(file: &Path, at: usize, bytes: &[u8]) {
+        let file = fs::File::options().write(true).open(file).unwrap();
+        file.write_all_at(bytes, at as u64).unwrap();
+    }
+
     #[test]
     fn an_engine_that_goes_back_behind_a_flush_is_found() {
         let home = tempfile::tempdir().unwrap();

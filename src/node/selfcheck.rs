@@ -67,6 +67,8 @@ const PORTION_BYTES: u64 = 512 * 1024;
 /// A follower may be so much behind the leader when it is asked: so many times, with a pause.
 const PORTION_ATTEMPTS: usize = 5;
 const PORTION_PAUSE: Duration = Duration::from_millis(200);
+/// The place is noted as often: an engine that nobody writes to is left in peace.
+const NOTE_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two rounds through everything that is led from here, at least.
 const ROUND_PAUSE: Duration = Duration::from_secs(10);
 
@@ -227,10 +229,10 @@ impl SelfCheck {
         if rate == 0 {
             return Ok(());
         }
-        let mut next = Some(self.checks.scrubbed_up_to().await?);
+        let mut noted = (self.checks.scrubbed_up_to().await?, Instant::now());
+        let mut next = noted.0.clone();
         loop {
-            let went_on =
-                stop.run_until_cancelled(self.scrub_on(next.take().unwrap_or_default(), rate));
+            let went_on = stop.run_until_cancelled(self.scrub_on(next, rate));
             let Some(reached) = went_on.await else {
                 return Ok(());
             };
@@ -239,10 +241,11 @@ impl SelfCheck {
             } else {
                 Duration::ZERO
             };
-            self.checks
-                .note_scrubbed(reached.clone().unwrap_or_default())
-                .await?;
-            next = reached;
+            next = reached.unwrap_or_default();
+            if next != noted.0 && noted.1.elapsed() >= NOTE_INTERVAL {
+                self.checks.note_scrubbed(next.clone()).await?;
+                noted = (next.clone(), Instant::now());
+            }
             if stop.run_until_cancelled(sleep(pause)).await.is_none() {
                 return Ok(());
             }

@@ -1,5 +1,8 @@
 //! The hash of all that was applied: it tells replicas apart that did not do the same.
 
+use crate::shard::Quarantined;
+use crate::shard::ReadError;
+use crate::shard::quarantine;
 use crate::types::shard::Link;
 
 use super::*;
@@ -165,4 +168,36 @@ fn a_stored_bit_that_was_flipped_is_in_the_hash_of_its_portion() {
     assert_eq!(differing.count(), 1, "{hashes:?}");
     // Nobody has done anything else, so what was applied does not tell.
     assert_eq!(chain(&whole), chain(&rotten));
+}
+
+#[test]
+fn a_quarantined_replica_answers_nothing_and_stays_so_after_a_restart() {
+    let mut leader = Leader::new();
+    let engine = memory();
+    let mut machine = seeded(engine.clone());
+    machine.apply(&puts(&mut leader, 20)).unwrap();
+    let reader = machine.reader();
+    assert!(reader.get(&key(3), None).is_ok());
+    let quarantined = Quarantined {
+        replica: REPLICA,
+        shard: ShardId(1),
+    };
+    reader.quarantine();
+    quarantine::mark(&*engine, quarantined).unwrap();
+    let refused = |reader: &ShardReader| {
+        let get = reader.get(&key(3), None).map(drop);
+        let many = reader.get_many(&[key(3)], None).map(drop);
+        let scan = scan_cut(reader).map(drop);
+        assert!(matches!(get, Err(ReadError::Quarantined)), "{get:?}");
+        assert!(matches!(many, Err(ReadError::Quarantined)), "{many:?}");
+        assert!(scan.is_none());
+    };
+    refused(&reader);
+    // It goes on as a member of its group.
+    machine.apply(&puts(&mut leader, 5)).unwrap();
+    engine.flush().unwrap();
+    refused(&reopened(engine.clone()).reader());
+    assert_eq!(quarantine::marked(&*engine).unwrap(), [quarantined]);
+    quarantine::unmark(&*engine, REPLICA).unwrap();
+    assert_eq!(quarantine::marked(&*engine).unwrap(), []);
 }
