@@ -51,7 +51,9 @@ use quorate::types::request::Versioned;
 use quorate::types::request::Write;
 use quorate::types::request::WriteKind;
 use quorate::types::request::WriteOutcome;
+use quorate::types::shard::Chain;
 use quorate::types::shard::Epoch;
+use quorate::types::shard::Link;
 use quorate::types::shard::Replica;
 use quorate::types::shard::ShardDescriptor;
 use quorate::wire::channel::GrpcChannel;
@@ -66,6 +68,8 @@ use quorate::wire::request::AppendResponse;
 use quorate::wire::request::BatchGet;
 use quorate::wire::request::Call;
 use quorate::wire::request::Channel;
+use quorate::wire::request::Check;
+use quorate::wire::request::Checked;
 use quorate::wire::request::CreateReplica;
 use quorate::wire::request::Creation;
 use quorate::wire::request::FormRequest;
@@ -77,6 +81,7 @@ use quorate::wire::request::JoinRequest;
 use quorate::wire::request::JoinResponse;
 use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Page;
+use quorate::wire::request::Portion;
 use quorate::wire::request::ReplicaName;
 use quorate::wire::request::Report;
 use quorate::wire::request::Request;
@@ -143,6 +148,14 @@ fn vote(term: u64) -> Vote {
         replica: ReplicaId(3),
         committed: true,
     }
+}
+
+fn check_portion() -> Check {
+    Check::Portion(Portion {
+        range: KeyRange::of_key(&Bytes::from_static(b"k")),
+        as_of: Timestamp(9),
+        floor: Timestamp(8),
+    })
 }
 
 fn position(index: u64) -> Option<Position> {
@@ -323,6 +336,14 @@ impl Fake {
             Request::ReplicaLeft(_) => Response::ReplicaLeft,
             Request::AddReplica(_) => Response::AddReplica(shard_descriptor()),
             Request::RemoveReplica(_) => Response::RemoveReplica(shard_descriptor()),
+            Request::CheckReplica(_, check) => Response::CheckReplica(match check {
+                Check::Chains => Checked::Chains(vec![Link {
+                    position: position(4).unwrap(),
+                    chain: Chain(u64::MAX),
+                }]),
+                Check::Portion(portion) => Checked::Portion(portion.as_of.0 + 1),
+                Check::Quarantine => Checked::Quarantined,
+            }),
         })
     }
 }
@@ -827,6 +848,9 @@ fn one_of_each_request() -> Vec<Request> {
             node: NodeId(4),
         }),
         Request::RemoveReplica(name(6)),
+        Request::CheckReplica(name(7), Check::Chains),
+        Request::CheckReplica(name(7), check_portion()),
+        Request::CheckReplica(name(7), Check::Quarantine),
         // The last one: its stream goes on asking for a moment after the first answer was taken.
         Request::Routes(0),
     ]

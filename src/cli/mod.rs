@@ -18,6 +18,7 @@ pub mod replicas;
 pub mod shard;
 pub mod load;
 pub mod bench;
+pub mod verify;
 pub mod serve;
 pub mod dev;
 
@@ -111,6 +112,8 @@ pub enum Verb {
     Health(cluster::HealthArgs),
     /// Measure throughput and latency
     Bench(bench::BenchArgs),
+    /// Check the data directory of a stopped node
+    Verify(verify::VerifyArgs),
     /// Run a node
     Serve(Box<serve::Args>),
     /// Run a whole cluster on this machine
@@ -141,6 +144,7 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
         Verb::Shard(args) => shard::run(args, &context).await,
         Verb::Health(args) => cluster::health(args, &context).await,
         Verb::Bench(args) => bench::run(args, &context).await,
+        Verb::Verify(args) => verify::run(args, &context),
         Verb::Serve(args) => serve::run(*args).await,
         Verb::Dev(args) => dev::run(args).await,
         Verb::Completions { shell } => completions(shell, &context),

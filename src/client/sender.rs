@@ -351,6 +351,7 @@ fn group_of(request: &Request) -> Option<GroupId> {
         // Any node knows as much.
         | Request::Locate(_)
         | Request::CreateReplica(_)
+        | Request::CheckReplica(..)
         | Request::ReplicaLeft(_) => None,
         Request::Placement(_) | Request::Report(_) => Some(GroupId::Placement),
         Request::AddReplica(add) => Some(GroupId::Shard(add.shard)),
@@ -384,7 +385,8 @@ fn is_for_any(request: &Request) -> bool {
         | Request::Membership(_)
         | Request::ReplicaLeft(_)
         | Request::AddReplica(_)
-        | Request::RemoveReplica(_) => ReadKind::Linearizable,
+        | Request::RemoveReplica(_)
+        | Request::CheckReplica(..) => ReadKind::Linearizable,
     };
     read == ReadKind::Follower
 }
@@ -412,7 +414,8 @@ fn answered(response: &Response) -> &[Answered] {
         | Response::Membership(..)
         | Response::ReplicaLeft
         | Response::AddReplica(_)
-        | Response::RemoveReplica(_) => &[],
+        | Response::RemoveReplica(_)
+        | Response::CheckReplica(_) => &[],
     }
 }
 

@@ -4,8 +4,10 @@
 //! |---|---|---|
 //! | `01 01` | | number of the next slot |
 //! | `01 02` | slot, start and end of the range | that it is to be cleared there |
-//! | `01 03` | | what the start-up check of the barrier writes |
+//! | `01 03` | | how often the engine was flushed |
 //! | `01 04` | replica | it was destroyed, and the log may not say so yet |
+//! | `01 05` | replica | it is not as the others are, and is to be rebuilt |
+//! | `01 06` | | the key up to which stored state was compared |
 //! | `02` | replica | the row of a shard's replica |
 //! | `03` | replica | the row of a replica of placement |
 //! | `04` | replica, number | a piece of placement's state |
@@ -42,6 +44,8 @@ const NODE_NEXT_SLOT: u8 = 0x01;
 const NODE_CLEAR: u8 = 0x02;
 const NODE_PROBE: u8 = 0x03;
 const NODE_ENDING: u8 = 0x04;
+const NODE_QUARANTINE: u8 = 0x05;
+const NODE_SCRUBBED: u8 = 0x06;
 
 /// Where the keys of a replica are. Never used twice in one engine.
 #[derive(
@@ -103,7 +107,7 @@ pub fn next_slot() -> Vec<u8> {
     vec![NODE, NODE_NEXT_SLOT]
 }
 
-/// Where the start-up check writes.
+/// Where the engine counts its flushes, of which each start makes one.
 pub fn probe() -> Vec<u8> {
     vec![NODE, NODE_PROBE]
 }
@@ -125,6 +129,31 @@ pub fn ending_replica(key: &[u8]) -> Result<ReplicaId, OrderedError> {
     match key {
         [NODE, NODE_ENDING, rest @ ..] => Ok(ReplicaId(ordered::take_u64(rest)?.0)),
         _ => Err(OrderedError("the mark of a destroyed replica")),
+    }
+}
+
+/// Where the comparison of stored state goes on.
+pub fn scrubbed() -> Vec<u8> {
+    vec![NODE, NODE_SCRUBBED]
+}
+
+/// The mark of a replica that serves nothing and is to be rebuilt.
+pub fn quarantine(replica: ReplicaId) -> Vec<u8> {
+    let mut out = vec![NODE, NODE_QUARANTINE];
+    ordered::put_u64(&mut out, replica.0);
+    out
+}
+
+/// All such marks: start and end.
+pub fn quarantines() -> (Vec<u8>, Vec<u8>) {
+    (vec![NODE, NODE_QUARANTINE], vec![NODE, NODE_QUARANTINE + 1])
+}
+
+/// The replica of such a mark's key.
+pub fn quarantined_replica(key: &[u8]) -> Result<ReplicaId, OrderedError> {
+    match key {
+        [NODE, NODE_QUARANTINE, rest @ ..] => Ok(ReplicaId(ordered::take_u64(rest)?.0)),
+        _ => Err(OrderedError("the mark of a quarantined replica")),
     }
 }
 
@@ -253,6 +282,24 @@ pub fn in_other_slot(slot: Slot, rest: &[u8]) -> Vec<u8> {
 /// A slot's keys without the slot: what [`in_other_slot`] takes.
 pub fn without_slot(key: &[u8]) -> &[u8] {
     key.get(SLOT_BYTES..).unwrap_or_default()
+}
+
+/// All keys in slots: start and end.
+pub fn slots() -> (Vec<u8>, Vec<u8>) {
+    (vec![SLOT], vec![SLOT + 1])
+}
+
+/// The slot that a key is in.
+pub fn slot_of(key: &[u8]) -> Result<Slot, OrderedError> {
+    match key.split_first() {
+        Some((&SLOT, rest)) => Ok(Slot(ordered::take_u64(rest)?.0)),
+        _ => Err(OrderedError("a key outside of every slot")),
+    }
+}
+
+/// Whether a key is in a slot.
+pub fn is_in_slot(key: &[u8]) -> bool {
+    key.first() == Some(&SLOT)
 }
 
 const SLOT_BYTES: usize = 9;

@@ -223,6 +223,26 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_interval: Option<String>,
 
+    /// How often the replicas of a shard compare what they have applied [default: 10s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "QUORATE_SELF_CHECK_INTERVAL",
+        help_heading = "Tuning"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub self_check_interval: Option<String>,
+
+    /// Stored state read in a second to compare replicas; 0 compares none [default: 4MiB]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        env = "QUORATE_SCRUB_BYTES_PER_SECOND",
+        help_heading = "Tuning"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_bytes_per_second: Option<String>,
+
     /// Size of one log segment, 8MiB to 1GiB [default: 32MiB]
     #[arg(
         long,

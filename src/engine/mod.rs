@@ -5,6 +5,8 @@
 
 pub mod memory;
 pub mod overlay;
+mod format;
+pub mod inspect;
 pub mod sled;
 
 pub use memory::MemoryEngine;

@@ -41,33 +41,63 @@ impl<E: Engine + ?Sized> View for E {
     }
 }
 
+/// The part of a key that counts in the digest of what is put; `None` where the change does not count.
+pub type Counted = fn(&[u8]) -> Option<&[u8]>;
+
 /// Changes on top of an engine.
 pub struct Overlay<'a> {
     engine: &'a dyn Engine,
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     bytes: usize,
+    counted: Counted,
+    digest: u32,
 }
 
 impl<'a> Overlay<'a> {
     /// No changes yet.
     pub fn new(engine: &'a dyn Engine) -> Overlay<'a> {
+        Overlay::counting(engine, |_| None)
+    }
+
+    /// No changes yet; what counts of those to come makes a digest.
+    pub fn counting(engine: &'a dyn Engine, counted: Counted) -> Overlay<'a> {
         Overlay {
             engine,
             changes: BTreeMap::new(),
             bytes: 0,
+            counted,
+            digest: 0,
         }
     }
 
     /// Stores a value.
     pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.bytes += key.len() + value.len();
+        if let Some(part) = (self.counted)(&key) {
+            self.count(part.len(), &[part, &value]);
+        }
         self.changes.insert(key, Some(value));
     }
 
     /// Removes a key.
     pub fn delete(&mut self, key: Vec<u8>) {
         self.bytes += key.len();
+        if let Some(part) = (self.counted)(&key) {
+            self.count(part.len(), &[part]);
+        }
         self.changes.insert(key, None);
+    }
+
+    fn count(&mut self, key_bytes: usize, parts: &[&[u8]]) {
+        self.digest = crc32c::crc32c_append(self.digest, &(key_bytes as u64).to_be_bytes());
+        for part in parts {
+            self.digest = crc32c::crc32c_append(self.digest, part);
+        }
+    }
+
+    /// A checksum of what counted since it was taken last, in the order in which it was changed.
+    pub fn take_digest(&mut self) -> u32 {
+        std::mem::take(&mut self.digest)
     }
 
     /// Bytes of keys and values changed so far; a key changed twice counts twice.

@@ -8,15 +8,21 @@
 //! becomes a typed error, only one flush runs at a time, and records never grow so long that they end
 //! in files of their own, which nobody syncs.
 //!
+//! sled takes some damage for the end of its log and serves older values then. So its files are read before
+//! it opens them (`inspect.rs`), and each flush is counted in the database and, after it, in a file beside:
+//! an engine that has gone back is not opened.
+//!
 //! sled's `mode` is left alone: this version stores the setting and reads it nowhere.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -26,6 +32,7 @@ use crate::engine::Batch;
 use crate::engine::Engine;
 use crate::engine::EngineError;
 use crate::engine::Pair;
+use crate::engine::inspect;
 
 #[allow(unsafe_code)]
 mod system {
@@ -84,6 +91,10 @@ const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 /// each byte of change.
 const UNFLUSHED_BYTES_MAX: usize = 1024 * 1024;
 
+/// What to do about damage that a read has found.
+const WAY_OUT: &str = "the engine's files are damaged: move the node's data directory aside and start it with \
+                       --join as a new node, its replicas are rebuilt from the others";
+
 /// What the engine may use.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -137,7 +148,9 @@ pub struct SledEngine {
     database: sled::Db,
     blobs: PathBuf,
     poisoned: AtomicBool,
-    flushing: Mutex<()>,
+    flushing: Mutex<Flushes>,
+    /// Whether something was written since the last flush.
+    dirty: AtomicBool,
     unflushed_bytes: AtomicUsize,
     /// Behind `database`, so that it is dropped after it.
     _closed: Closed,
@@ -168,6 +181,15 @@ impl SledEngine {
             .use_compression(false)
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None);
+        // What sled would lose without a word.
+        let inspected = inspect::inspect(directory, SEGMENT_BYTES, |_| {});
+        let inspected = inspected.map_err(|source| OpenError::Io {
+            directory: directory.to_owned(),
+            source,
+        })?;
+        if let Some(first) = inspected.damage.first() {
+            return Err(damaged(directory, first.clone()));
+        }
         // Damage makes sled panic as often as it makes it fail.
         let database = catch_unwind(AssertUnwindSafe(|| config.open()))
             .map_err(|panic| damaged(directory, panic_text(&*panic)))?
@@ -176,7 +198,11 @@ impl SledEngine {
             database,
             blobs: directory.join("blobs"),
             poisoned: AtomicBool::new(false),
-            flushing: Mutex::new(()),
+            flushing: Mutex::new(Flushes {
+                count: 0,
+                witness: Witness::open(directory)?,
+            }),
+            dirty: AtomicBool::new(false),
             unflushed_bytes: AtomicUsize::new(0),
             _closed: Closed(directory.join("db")),
         };
@@ -189,19 +215,21 @@ impl SledEngine {
         let before = system::barriers();
         let proven = || -> Result<bool, EngineError> {
             let last = self.get(&layout::probe())?;
-            let mark = directory.join(MARK);
-            // sled takes some damage for the end of its log, and opens with less or nothing.
-            if last.is_none() && mark.exists() {
-                return Err(EngineError("what was flushed before is gone".to_owned()));
-            }
             let last = last.and_then(|last| last.try_into().ok());
-            let next = u64::from_be_bytes(last.unwrap_or_default()).wrapping_add(1);
-            let mut batch = Batch::default();
-            batch.put(layout::probe(), next.to_be_bytes().to_vec());
-            self.write(batch)?;
+            let last = u64::from_be_bytes(last.unwrap_or_default());
+            // sled takes some damage for the end of its log, and opens with less or nothing.
+            let witnessed = self.flushes().witness.read().map_err(EngineError)?;
+            if last < witnessed {
+                return Err(EngineError(format!(
+                    "it was flushed up to flush {witnessed} and has come back as of flush {last}"
+                )));
+            }
+            self.flushes().count = last;
+            self.dirty.store(true, Ordering::Release);
             self.flush()?;
-            make_mark(directory, &mark)
-                .map_err(|error| self.poison("mark the directory", error))?;
+            // From now on a database that is gone is found, after a power cut too.
+            let synced = self.flushes().witness.0.sync_all();
+            synced.map_err(|error| self.poison("sync the witness of flushes", error))?;
             Ok(cfg!(quorate_without_barrier) || system::barriers() > before)
         };
         match proven() {
@@ -220,6 +248,17 @@ impl SledEngine {
             ));
         }
         Ok(())
+    }
+
+    fn flushes(&self) -> MutexGuard<'_, Flushes> {
+        self.flushing.lock().expect("no holder of the lock panics")
+    }
+
+    fn failed(&self, doing: &str, error: sled::Error) -> EngineError {
+        match error {
+            sled::Error::Corruption { .. } => self.poison(doing, format!("{error}; {WAY_OUT}")),
+            other => self.poison(doing, other),
+        }
     }
 
     fn poison(&self, doing: &str, error: impl std::fmt::Display) -> EngineError {
@@ -255,15 +294,60 @@ fn prepare(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A file that says that the database once held a flushed key.
-const MARK: &str = "flushed-once";
+/// The flushes of this engine, since it was made.
+struct Flushes {
+    count: u64,
+    witness: Witness,
+}
 
-fn make_mark(directory: &Path, mark: &Path) -> io::Result<()> {
-    if mark.exists() {
-        return Ok(());
+/// A file beside sled's that says how many flushes there were. It is written after each, and not synced: a
+/// kill leaves it as it is, and what a power cut leaves may be older, never newer than what sled has.
+struct Witness(fs::File);
+
+const WITNESS: &str = "flushes";
+
+impl Witness {
+    fn open(directory: &Path) -> Result<Witness, OpenError> {
+        let open = || {
+            let mut options = fs::File::options();
+            let options = options.read(true).write(true).create(true).truncate(false);
+            let file = options.open(directory.join(WITNESS))?;
+            fs::File::open(directory)?.sync_all()?;
+            Ok(Witness(file))
+        };
+        open().map_err(|source| OpenError::Io {
+            directory: directory.to_owned(),
+            source,
+        })
     }
-    fs::File::create(mark)?.sync_all()?;
-    fs::File::open(directory)?.sync_all()
+
+    /// 0 when none was witnessed; the error says what is wrong with the file.
+    fn read(&self) -> Result<u64, String> {
+        let wrong = |reason: &dyn std::fmt::Display| format!("the file {WITNESS}: {reason}");
+        if self.0.metadata().map_err(|error| wrong(&error))?.len() == 0 {
+            return Ok(0);
+        }
+        let mut bytes = [0; 12];
+        let read = self.0.read_exact_at(&mut bytes, 0);
+        read.map_err(|error| wrong(&error))?;
+        // A power cut may leave the length and not the content.
+        if bytes == [0; 12] {
+            return Ok(0);
+        }
+        let (count, checksum) = bytes.split_at(8);
+        if crc32c::crc32c(count).to_be_bytes() != checksum {
+            return Err(wrong(&"its checksum is wrong"));
+        }
+        Ok(u64::from_be_bytes(
+            count.try_into().expect("eight bytes were cut out"),
+        ))
+    }
+
+    fn write(&self, count: u64) -> io::Result<()> {
+        let mut bytes = count.to_be_bytes().to_vec();
+        bytes.extend(crc32c::crc32c(&bytes).to_be_bytes());
+        self.0.write_all_at(&bytes, 0)
+    }
 }
 
 fn damaged(directory: &Path, reason: String) -> OpenError {
@@ -295,7 +379,7 @@ impl Engine for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
         self.check()?;
         let value = self.database.get(key);
-        let value = value.map_err(|error| self.poison("get", error))?;
+        let value = value.map_err(|error| self.failed("get", error))?;
         Ok(value.map(|value| value.to_vec()))
     }
 
@@ -314,7 +398,7 @@ impl Engine for SledEngine {
         let pairs = self.database.range(start..end);
         let owned = |pair: sled::Result<(sled::IVec, sled::IVec)>| {
             pair.map(|(key, value)| (key.to_vec(), value.to_vec()))
-                .map_err(|error| self.poison("scan", error))
+                .map_err(|error| self.failed("scan", error))
         };
         if reverse {
             Box::new(pairs.rev().map(owned))
@@ -335,7 +419,8 @@ impl Engine for SledEngine {
             }
         }
         let written = self.database.apply_batch(changes);
-        written.map_err(|error| self.poison("write", error))?;
+        written.map_err(|error| self.failed("write", error))?;
+        self.dirty.store(true, Ordering::Release);
         let unflushed = self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         match unflushed >= UNFLUSHED_BYTES_MAX {
             true => self.flush(),
@@ -344,12 +429,25 @@ impl Engine for SledEngine {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        let _alone = self.flushing.lock().expect("no holder of the lock panics");
+        let mut flushes = self.flushes();
         self.check()?;
         self.unflushed_bytes.store(0, Ordering::Relaxed);
+        let is_due = self.dirty.swap(false, Ordering::AcqRel);
+        if is_due {
+            flushes.count += 1;
+            let count = self
+                .database
+                .insert(layout::probe(), &flushes.count.to_be_bytes());
+            count.map_err(|error| self.failed("count a flush", error))?;
+        }
         let flushed = self.database.flush();
-        flushed.map_err(|error| self.poison("flush", error))?;
-        self.check_blobs()
+        flushed.map_err(|error| self.failed("flush", error))?;
+        self.check_blobs()?;
+        if is_due {
+            let told = flushes.witness.write(flushes.count);
+            told.map_err(|error| self.poison("witness a flush", error))?;
+        }
+        Ok(())
     }
 }
 
@@ -466,6 +564,156 @@ mod tests {
         };
         assert!(text.contains(&*directory.to_string_lossy()), "{text}");
         assert!(text.contains("move this directory aside"), "{text}");
+    }
+
+    const KEYS: u32 = 3_000;
+
+    fn rewritten(number: u32, round: u32) -> Vec<u8> {
+        let mut value = vec![(number % 251) as u8; 900];
+        value[..4].copy_from_slice(&round.to_be_bytes());
+        value
+    }
+
+    /// Some segments of keys that are written again and again; stopped as a kill does, so that sled reads
+    /// its log again.
+    fn written_in(directory: &Path) {
+        let engine = open(directory).unwrap();
+        for round in 0..4 {
+            for first in (0..KEYS).step_by(100) {
+                let mut batch = Batch::default();
+                for number in first..first + 100 {
+                    let number = number * 7 % KEYS;
+                    batch.put(number.to_be_bytes().to_vec(), rewritten(number, round));
+                }
+                engine.write(batch).unwrap();
+            }
+            engine.flush().unwrap();
+        }
+    }
+
+    fn copied(from: &Path, to: &Path) {
+        let _ = fs::remove_dir_all(to);
+        fs::create_dir(to).unwrap();
+        for file in fs::read_dir(from).unwrap() {
+            let file = file.unwrap();
+            if file.path().is_file() {
+                fs::copy(file.path(), to.join(file.file_name())).unwrap();
+            }
+        }
+    }
+
+    /// Whether sled opens the files and answers with a value that was replaced long ago.
+    fn sled_serves_old_values(directory: &Path) -> bool {
+        let config = sled::Config::new().path(directory);
+        let config = config.segment_size(SEGMENT_BYTES).flush_every_ms(None);
+        let serves = || {
+            let Ok(database) = config.open() else {
+                return false;
+            };
+            let is_old = |number: u32| {
+                let value = database.get(number.to_be_bytes());
+                value
+                    .is_ok_and(|value| value.is_none_or(|value| *value != rewritten(number, 3)[..]))
+            };
+            (0..KEYS).any(is_old)
+        };
+        catch_unwind(AssertUnwindSafe(serves)).unwrap_or(false)
+    }
+
+    #[test]
+    fn no_flipped_bit_in_the_database_makes_old_values_be_served() {
+        let home = tempfile::tempdir().unwrap();
+        let (base, copy) = (home.path().join("base"), home.path().join("copy"));
+        written_in(&base);
+        let length = fs::metadata(base.join("db")).unwrap().len();
+        let (mut refused, mut harmful) = (0, 0);
+        for trial in 0..24 {
+            copied(&base, &copy);
+            let at = length * trial / 24 + 1_234;
+            let mut bytes = fs::read(copy.join("db")).unwrap();
+            bytes[at as usize] ^= 4;
+            fs::write(copy.join("db"), &bytes).unwrap();
+            match open(&copy) {
+                Err(OpenError::Damaged { .. }) => refused += 1,
+                Err(error) => panic!("{error}"),
+                Ok(engine) => (0..KEYS).for_each(|number| {
+                    let value = engine.get(&number.to_be_bytes());
+                    assert!(
+                        value.is_err() || value.unwrap() == Some(rewritten(number, 3)),
+                        "key {number} after a flip at {at}"
+                    );
+                }),
+            }
+            copied(&base, &copy);
+            fs::write(copy.join("db"), &bytes).unwrap();
+            harmful += u32::from(sled_serves_old_values(&copy));
+        }
+        // Without the checks it would have happened.
+        assert!(harmful >= 5 && refused >= harmful, "{harmful} {refused}");
+    }
+
+    /// What a power cut leaves: the file as of the last flush, and of what was written since any pages.
+    #[test]
+    fn what_a_power_cut_may_leave_is_not_called_damage() {
+        let home = tempfile::tempdir().unwrap();
+        let (base, copy) = (home.path().join("base"), home.path().join("copy"));
+        let engine = open(&base).unwrap();
+        let write = |round: u32, keys: std::ops::Range<u32>| {
+            for number in keys {
+                let mut batch = Batch::default();
+                batch.put(number.to_be_bytes().to_vec(), rewritten(number, round));
+                engine.write(batch).unwrap();
+            }
+        };
+        // Enough that segments are freed and used again.
+        for round in 0..12 {
+            write(round, 0..1_000);
+        }
+        for round in 100..112 {
+            engine.flush().unwrap();
+            copied(&base, &copy);
+            let flushed = fs::read(copy.join("db")).unwrap();
+            write(round, 0..900);
+            let later = fs::read(base.join("db")).unwrap();
+            for (number, page) in later.chunks(4096).enumerate() {
+                let lost = (number as u32).wrapping_mul(2_654_435_761) >> 16;
+                let at = number * 4096;
+                if (lost + round) % 3 == 0 {
+                    let old = flushed.get(at..at + page.len()).unwrap_or_default();
+                    let mut old = old.to_vec();
+                    old.resize(page.len(), 0);
+                    put_at(&copy.join("db"), at, &old);
+                } else {
+                    put_at(&copy.join("db"), at, page);
+                }
+            }
+            let found = inspect::inspect(&copy, SEGMENT_BYTES, |_| {}).unwrap();
+            assert_eq!(found.damage, [""; 0], "round {round}");
+        }
+    }
+
+    fn put_at(file: &Path, at: usize, bytes: &[u8]) {
+        let file = fs::File::options().write(true).open(file).unwrap();
+        file.write_all_at(bytes, at as u64).unwrap();
+    }
+
+    #[test]
+    fn an_engine_that_goes_back_behind_a_flush_is_found() {
+        let home = tempfile::tempdir().unwrap();
+        let (base, copy) = (home.path().join("base"), home.path().join("copy"));
+        let engine = open(&base).unwrap();
+        put(&engine, b"key", vec![1]);
+        engine.flush().unwrap();
+        copied(&base, &copy);
+        put(&engine, b"key", vec![2]);
+        engine.flush().unwrap();
+        drop(engine);
+        fs::copy(base.join(WITNESS), copy.join(WITNESS)).unwrap();
+        let error = open(&copy).err().unwrap().to_string();
+        assert!(
+            error.contains("flush 3") && error.contains("flush 2"),
+            "{error}"
+        );
     }
 
     #[test]

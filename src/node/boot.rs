@@ -26,6 +26,7 @@ use crate::machine::MachineError;
 use crate::machine::Membership;
 use crate::node::checkpoint::Checkpointer;
 use crate::node::checkpoint::Checkpoints;
+use crate::node::checks::Checks;
 use crate::node::collector;
 use crate::node::formation::InitialLayout;
 use crate::node::keeper::Keeper;
@@ -52,7 +53,7 @@ use crate::wire::request::Channel;
 use crate::wire::request::CreateReplica;
 
 /// Says that this node has had its first replicas.
-const FOUNDED: &str = "founded";
+pub(crate) const FOUNDED: &str = "founded";
 
 /// Why the stores do not open.
 #[derive(Debug, thiserror::Error)]
@@ -362,6 +363,11 @@ impl Found {
 }
 
 impl Stores {
+    /// What answers questions about the state of the replicas here.
+    pub fn checks(&self) -> Checks {
+        Checks::new(Arc::clone(&self.registry), Arc::clone(&self.engine))
+    }
+
     /// Stops every replica, flushes the engine and closes the log. The tasks of the replicas have been
     /// stopped before.
     pub async fn close(self) -> Result<(), BootError> {

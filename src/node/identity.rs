@@ -32,8 +32,8 @@ use crate::wire::request::Founder;
 
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
-const WAL: &str = "wal";
-const ENGINE: &str = "engine";
+pub(crate) const WAL: &str = "wal";
+pub(crate) const ENGINE: &str = "engine";
 
 /// Format of the identity file, and with it of the whole directory.
 pub const FORMAT: u32 = 1;
@@ -337,6 +337,49 @@ impl DataDirectory {
             }),
         }
     }
+}
+
+/// What a directory says of its node, without becoming the node.
+pub struct Inspected {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub incarnation: Incarnation,
+    /// Its id, if it is in a cluster.
+    pub node: Option<NodeId>,
+    /// Keeps a node from starting on the directory until it is dropped.
+    pub lock: Option<Box<dyn Any + Send + Sync>>,
+}
+
+/// Reads who the node of a directory is, and keeps it from starting meanwhile; changes nothing. `None`: a
+/// directory without data and without identity. Blocks on the disk.
+pub fn inspect(files: Arc<dyn Files>, path: &Path) -> Result<Option<Inspected>, IdentityError> {
+    let file = path.join(LOCK);
+    // A directory without this file was never used; none is made.
+    let lock = match files.read(&file).map_err(io_error("read", &file))? {
+        Some(_) => Some(lock(files.as_ref(), path)?),
+        None => None,
+    };
+    let mut directory = DataDirectory {
+        path: path.to_owned(),
+        name: String::new(),
+        incarnation: Incarnation([0; 16]),
+        record: Record::default(),
+        _lock: Box::new(()),
+        files,
+    };
+    let Some(identity) = directory.read()? else {
+        directory.refuse_orphaned_data()?;
+        return Ok(None);
+    };
+    directory.name.clone_from(&identity.name);
+    directory.take(identity)?;
+    Ok(Some(Inspected {
+        node: directory.node(),
+        name: directory.name,
+        incarnation: directory.incarnation,
+        lock,
+    }))
 }
 
 fn lock(files: &dyn Files, directory: &Path) -> Result<Box<dyn Any + Send + Sync>, IdentityError> {

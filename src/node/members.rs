@@ -104,6 +104,16 @@ impl Members {
     }
 }
 
+/// How many members a directory remembers; `None` when it remembers none. The error says what is wrong with
+/// the file, which does no harm: placement tells them again.
+pub fn inspect(files: &dyn Files, directory: &Path) -> Result<Option<usize>, String> {
+    let bytes = files.read(&directory.join(FILE));
+    match bytes.map_err(|error| error.to_string())? {
+        Some(bytes) => decode(&bytes).map(|members| Some(members.len())),
+        None => Ok(None),
+    }
+}
+
 fn encode(members: &[Member]) -> Vec<u8> {
     let mut bytes = value::encode(FORMAT, &members);
     let checksum = crc32c::crc32c(&bytes);

@@ -8,7 +8,8 @@
 //! replica has one owner of its writes (`proposer.rs`) and shares the round trips of its reads
 //! (`barrier.rs`). A shard gets further replicas and gives some up (`change_step.rs` decides,
 //! `changes.rs` does it); a replica that is none any more is found (`doubts.rs`) and destroyed
-//! (`orphans.rs`). Placement is asked through `placement.rs`, wherever its leader is, and told by
+//! (`orphans.rs`). Replicas of a shard are compared (`selfcheck.rs`; `verdict.rs` decides), and what is asked
+//! about those here is answered by `checks.rs`. Placement is asked through `placement.rs`, wherever its leader is, and told by
 //! `reporter.rs` what changes here. Keys without a replica here are found by `router.rs`, of which
 //! `routes.rs` is the thinking part; `members.rs` knows the other nodes. A node started later asks to be
 //! taken in (`joining.rs`).
@@ -29,10 +30,14 @@ pub mod router;
 pub mod reporter;
 pub mod checkpoint;
 pub mod collector;
+pub mod verdict;
+pub mod checks;
 pub mod opener;
+pub mod audit;
 pub mod keeper;
 pub mod boot;
 pub mod change_step;
 pub mod changes;
 pub mod doubts;
 pub mod orphans;
+pub mod selfcheck;

@@ -164,7 +164,7 @@ impl Registry {
             .next_back();
         before
             .and_then(|(_, shard)| hosted.shards.get(shard))
-            .filter(|replica| replica.is_filled())
+            .filter(|replica| replica.is_filled() && !replica.reader().is_quarantined())
             .filter(|replica| replica.reader().row().descriptor.range.contains(key))
             .cloned()
             .ok_or_else(|| no_shard(key))

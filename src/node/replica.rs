@@ -99,6 +99,7 @@ impl Replica {
 
     /// Writes, if this replica leads. Not cancel-safe: a dropped call may have happened.
     pub async fn write(&self, write: Write) -> Result<(WriteOutcome, Answered)> {
+        self.check_serves()?;
         let request = write.id;
         let (outcome, answer) = oneshot::channel();
         self.writes
@@ -140,6 +141,7 @@ impl Replica {
     /// Splits the shard, if this replica leads and the shard is still as it was `planned`. Not cancel-safe: a
     /// dropped call may have happened.
     pub async fn split(&self, planned: Epoch, split: Split) -> Result<SplitOutcome> {
+        self.check_serves()?;
         let (outcome, answer) = oneshot::channel();
         let pending = PendingSplit {
             planned,
@@ -202,6 +204,7 @@ impl Replica {
 
     /// For followers: from which position on their reads are linearizable. Refused unless this leads.
     pub async fn read_position(&self) -> Result<Position> {
+        self.check_serves()?;
         let leadership = *self.group.leadership().borrow();
         match leadership {
             Leadership::Leading { .. } => self.barrier.position().await,
@@ -223,6 +226,13 @@ impl Replica {
                 self.group.wait_applied(position).await
             }
             ReadKind::Follower => Ok(()),
+        }
+    }
+
+    fn check_serves(&self) -> Result<()> {
+        match self.reader.is_quarantined() {
+            false => Ok(()),
+            true => Err(self.refused(ReadError::Quarantined)),
         }
     }
 

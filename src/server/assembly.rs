@@ -12,10 +12,13 @@ use crate::node::boot::Stores;
 use crate::node::changes::Changer;
 use crate::node::formation::Formed;
 use crate::node::members::Members;
+use crate::node::orphans::Nodes;
 use crate::node::orphans::Orphans;
 use crate::node::placement::PlacementClient;
 use crate::node::reporter::Reporter;
 use crate::node::router::Router;
+use crate::node::selfcheck;
+use crate::node::selfcheck::SelfCheck;
 use crate::server::handler::Handler;
 use crate::server::host::Host;
 use crate::server::host::Space;
@@ -36,6 +39,8 @@ pub struct Assembly {
     pub boot: Boot,
     /// Free space on its disk.
     pub space: Arc<Space>,
+    /// How its replicas are compared with others.
+    pub selfcheck: selfcheck::Options,
 }
 
 impl Assembly {
@@ -49,6 +54,7 @@ impl Assembly {
             members,
             boot,
             space,
+            selfcheck,
         } = self;
         let channel = Arc::clone(&boot.channel);
         let of_placement = boot.layout.placement.iter();
@@ -82,14 +88,29 @@ impl Assembly {
         );
         tasks.spawn("changes of replicas", |stop| changer.run(stop));
         let known = Arc::clone(&members);
+        let nodes: Nodes =
+            Arc::new(move || known.list().into_iter().map(|member| member.id).collect());
         let (hints, orphans) = Orphans::new(
             identity.node,
             Arc::clone(registry),
             stores.keeper.clone(),
             Arc::clone(&channel),
-            Arc::new(move || known.list().into_iter().map(|member| member.id).collect()),
+            Arc::clone(&nodes),
         );
         tasks.spawn("orphans", |stop| orphans.run(stop));
+        let selfcheck = SelfCheck {
+            me: identity.node,
+            options: selfcheck,
+            registry: Arc::clone(registry),
+            checks: stores.checks(),
+            channel: Arc::clone(&channel),
+            nodes,
+        };
+        let checks = selfcheck.checks.clone();
+        let (compared, scrubbed) = (selfcheck.clone(), selfcheck.clone());
+        tasks.spawn("comparison of replicas", |stop| compared.compare(stop));
+        tasks.spawn("comparison of stored state", |stop| scrubbed.scrub(stop));
+        tasks.spawn("rebuilding", |stop| selfcheck.rebuild(stop));
         handler.open(Host {
             identity,
             member,
@@ -101,6 +122,7 @@ impl Assembly {
             keeper: stores.keeper.clone(),
             changes,
             hints,
+            checks,
             channel,
             started: Instant::now(),
             space,

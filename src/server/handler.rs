@@ -168,7 +168,8 @@ fn kind(request: &Request) -> RequestKind {
         | Request::Membership(_)
         | Request::ReplicaLeft(_)
         | Request::AddReplica(_)
-        | Request::RemoveReplica(_) => RequestKind::Control,
+        | Request::RemoveReplica(_)
+        | Request::CheckReplica(..) => RequestKind::Control,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -255,6 +256,10 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             let change = Change::Remove { replica };
             let shard = change_replicas(host, (name.shard, change), request, until, once).await?;
             Ok(Response::RemoveReplica(shard))
+        }
+        Request::CheckReplica(name, check) => {
+            let checked = host.checks.check(name, check).await?;
+            Ok(Response::CheckReplica(checked))
         }
         Request::Form(_) => Err(Error::Internal(
             "forming is answered before this".to_string(),
@@ -356,7 +361,8 @@ async fn ask_replica(
         | Request::Membership(_)
         | Request::ReplicaLeft(_)
         | Request::AddReplica(_)
-        | Request::RemoveReplica(_) => {
+        | Request::RemoveReplica(_)
+        | Request::CheckReplica(..) => {
             Err(Error::Internal("the request is for no shard".to_string()))
         }
     }

@@ -12,6 +12,7 @@ use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
 use crate::node::changes::Changes;
+use crate::node::checks::Checks;
 use crate::node::formation::Formed;
 use crate::node::keeper::KeeperHandle;
 use crate::node::members::Members;
@@ -71,6 +72,8 @@ pub struct Host {
     pub changes: Changes,
     /// Who asks whether replicas here still belong to their groups.
     pub hints: Hints,
+    /// Answers questions about the state of the replicas here.
+    pub checks: Checks,
     /// The way to the others.
     pub channel: Arc<dyn Channel>,
     /// When it started.

@@ -50,6 +50,7 @@ use crate::node::joining;
 use crate::node::joining::JoinError;
 use crate::node::members::Members;
 use crate::node::registry::Registry;
+use crate::node::selfcheck;
 use crate::raft;
 use crate::raft::Fail;
 use crate::raft::Leadership;
@@ -212,6 +213,10 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
         members,
         boot,
         space: Arc::clone(&space),
+        selfcheck: selfcheck::Options {
+            interval: options.self_check_interval,
+            scrub_bytes_per_s: options.scrub_bytes_per_second.0,
+        },
     };
     let stores = assembly.open(&handler, &mut tasks).await?;
     let told = (&ready, &draining);

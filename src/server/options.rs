@@ -66,6 +66,11 @@ pub struct Options {
     /// How long the engine may go without a checkpoint. Default 5 s.
     #[serde(with = "human_duration")]
     pub checkpoint_interval: Duration,
+    /// How often the replicas of a shard compare what they have applied. Default 10 s.
+    #[serde(with = "human_duration")]
+    pub self_check_interval: Duration,
+    /// Stored state that is read in a second to compare replicas; 0 compares none. Default 4 MiB.
+    pub scrub_bytes_per_second: Bytes,
     /// Size of one log segment. Default 32 MiB.
     pub log_segment_bytes: Bytes,
     /// Segments kept ready, filled with zeros. Default 2.
@@ -104,6 +109,8 @@ impl Default for Options {
             election_timeout_min: Duration::from_millis(300),
             election_timeout_max: Duration::from_millis(450),
             checkpoint_interval: Duration::from_secs(5),
+            self_check_interval: Duration::from_secs(10),
+            scrub_bytes_per_second: Bytes::mebi(4),
             log_segment_bytes: Bytes::mebi(32),
             log_spare_segments: 2,
             log_cache_bytes: Bytes::mebi(64),
@@ -259,6 +266,7 @@ impl Options {
         let positive = [
             ("heartbeat_interval", self.heartbeat_interval),
             ("checkpoint_interval", self.checkpoint_interval),
+            ("self_check_interval", self.self_check_interval),
         ];
         for (key, value) in positive {
             if value < millisecond {

@@ -31,6 +31,8 @@ use crate::mvcc::Seen;
 use crate::mvcc::read;
 use crate::mvcc::version::Header;
 use crate::mvcc::write::Current;
+use crate::shard::chain;
+use crate::shard::chain::Marks;
 use crate::shard::command::Answer;
 use crate::shard::command::Body;
 use crate::shard::command::Command;
@@ -55,6 +57,7 @@ use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
+use crate::types::shard::Link;
 
 const OUTCOME_FORMAT: u8 = 1;
 
@@ -71,6 +74,7 @@ pub(crate) struct Applying<'e> {
     gone: &'e Gone,
     row: Row,
     overlay: Overlay<'e>,
+    links: Vec<Link>,
     split: Option<SplitHere>,
 }
 
@@ -80,6 +84,8 @@ pub(crate) struct Changes {
     pub(crate) batch: Batch,
     /// The row as of the last entry.
     pub(crate) row: Row,
+    /// The hashes to remember.
+    pub(crate) links: Vec<Link>,
     /// The split at the end of the changes.
     pub(crate) split: Option<SplitHere>,
 }
@@ -104,7 +110,8 @@ impl<'e> Applying<'e> {
             replica,
             gone,
             row,
-            overlay: Overlay::new(engine),
+            overlay: Overlay::counting(engine, chain::counted),
+            links: Vec::new(),
             split: None,
         }
     }
@@ -127,6 +134,7 @@ impl<'e> Applying<'e> {
         Changes {
             batch: self.overlay.take_batch(),
             row: self.row.clone(),
+            links: std::mem::take(&mut self.links),
             split: self.split.take(),
         }
     }
@@ -134,6 +142,25 @@ impl<'e> Applying<'e> {
     /// Applies the next entry.
     pub(crate) fn entry(&mut self, entry: &LogEntry) -> Result<Bytes, MachineError> {
         self.follow(entry.position)?;
+        let answer = self.payload(entry)?;
+        self.link(entry, &answer);
+        Ok(answer)
+    }
+
+    /// Folds what the entry did into the hash of all that was applied.
+    fn link(&mut self, entry: &LogEntry, answer: &[u8]) {
+        let position = entry.position;
+        let stored = self.overlay.take_digest().to_be_bytes();
+        let numbers = self.row.numbers();
+        let parts = [chain::said(&entry.payload), &stored, &numbers, answer];
+        self.row.chain = chain::after(self.row.chain, position, &parts);
+        if Marks::has_place_for(position) {
+            let chain = self.row.chain;
+            self.links.push(Link { position, chain });
+        }
+    }
+
+    fn payload(&mut self, entry: &LogEntry) -> Result<Bytes, MachineError> {
         match &entry.payload {
             Payload::Blank => Ok(Bytes::new()),
             Payload::Membership(membership) => {

@@ -21,6 +21,7 @@ use crate::shard::apply::Applying;
 use crate::shard::apply::Changes;
 use crate::shard::apply::Gone;
 use crate::shard::apply::decode_outcome;
+use crate::shard::quarantine;
 use crate::shard::read::ShardReader;
 use crate::shard::row::Piece;
 use crate::shard::row::Row;
@@ -32,6 +33,7 @@ use crate::types::KeyRange;
 use crate::types::ReplicaId;
 use crate::types::Timestamp;
 use crate::types::log::LogEntry;
+use crate::types::shard::Chain;
 use crate::types::shard::ShardDescriptor;
 
 /// A batch ends after the entry that takes it above this many bytes: the engine lets no reader in
@@ -105,6 +107,7 @@ pub fn seed(
         history_retention_ms: seed.history_retention_ms.max(seed.retry_window_ms),
         retry_window_ms: seed.retry_window_ms,
         birth: None,
+        chain: Chain::default(),
     };
     let mut batch = Batch::default();
     batch.put(layout::row(replica), row.encode());
@@ -227,9 +230,14 @@ impl ShardMachine {
             return Ok(None);
         };
         let row = Row::decode(&row)?;
+        let is_quarantined = quarantine::is_marked(engine.as_ref(), replica)?;
+        let reader = ShardReader::new(engine, slots, replica, row);
+        if is_quarantined {
+            reader.quarantine();
+        }
         Ok(Some(ShardMachine {
             replica,
-            reader: ShardReader::new(engine, slots, replica, row),
+            reader,
             gone,
             seeded: Vec::new(),
             pass: None,
@@ -249,16 +257,21 @@ impl ShardMachine {
     }
 
     fn commit(&mut self, applying: &mut Applying<'_>) -> Result<(), MachineError> {
-        let Changes { batch, row, split } = applying.take();
+        let Changes {
+            batch,
+            row,
+            links,
+            split,
+        } = applying.take();
         let Some(split) = split else {
             self.reader.engine().write(batch)?;
-            self.reader.publish(row);
+            self.reader.publish(row, links);
             return Ok(());
         };
         // Until the row is published readers still go by the old one.
         let held = self.reader.slots().hold(&split.given_up);
         self.reader.engine().write(batch)?;
-        self.reader.publish(row);
+        self.reader.publish(row, links);
         drop(held);
         // It would go on in the child's part, which the child's machine changes from now on.
         self.pass = None;
@@ -407,7 +420,7 @@ impl StateMachine for ShardMachine {
         // Until the row is published readers still go by the old one.
         let old = self.reader.slots().hold(&before.pieces);
         self.reader.engine().write(batch)?;
-        self.reader.publish(row);
+        self.reader.replace(row);
         drop(old);
         drop(received.hold);
         self.pass = None;

@@ -6,19 +6,24 @@
 //!
 //! [`apply`] turns committed entries into batches; it is a function of the row, the keys and the
 //! entries alone, so that all replicas stay equal. [`split`] makes two shards of one.
-//! [`read`] answers readers while entries are applied.
+//! [`read`] answers readers while entries are applied. [`chain`] is the hash of all that was applied, by
+//! which replicas are compared at one position.
 //! [`walk`] goes through the state as of one position: for snapshots ([`snapshot`]) and for the hash
-//! that replicas are compared by. [`machine`] holds it together behind the cut that Raft sees.
+//! that replicas are compared by ([`portion`]; [`quarantine`] is what becomes of the odd one); [`audit`] through all that an engine holds, to find damage. [`machine`] holds it together behind the cut that Raft sees.
 
 pub mod command;
+pub mod chain;
 pub mod row;
 pub mod slots;
 pub mod split;
 pub mod apply;
 pub mod read;
 pub mod walk;
+pub mod portion;
 pub mod snapshot;
+pub mod quarantine;
 pub mod machine;
+pub mod audit;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +39,8 @@ pub use machine::holder;
 pub use machine::is_ending;
 pub use machine::replicas;
 pub use machine::seed;
+pub use portion::Hashed;
+pub use quarantine::Quarantined;
 pub use read::ReadAt;
 pub use read::ReadError;
 pub use read::ShardReader;

@@ -6,6 +6,8 @@
 //! is in the engine, so every key of every entry up to the row's position is there to be read.
 
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -21,6 +23,7 @@ use crate::mvcc::Seen;
 use crate::mvcc::read;
 use crate::mvcc::read::Limits;
 use crate::mvcc::read::Portion;
+use crate::shard::chain::Marks;
 use crate::shard::row::Row;
 use crate::shard::slots::Slots;
 use crate::shard::walk::Walk;
@@ -33,6 +36,7 @@ use crate::types::Timestamp;
 use crate::types::key::REQUEST_BYTES_MAX;
 use crate::types::request::KeyValue;
 use crate::types::request::Versioned;
+use crate::types::shard::Link;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Scan;
 
@@ -69,6 +73,9 @@ pub enum ReadError {
         /// The limit.
         bytes_max: usize,
     },
+    /// The replica is not as the others of its shard are: what it would say may be wrong.
+    #[error("the replica here is quarantined: it differs from the others, and is being rebuilt")]
+    Quarantined,
     /// The replica was destroyed: its keys are being cleared.
     #[error("the replica is not here any more")]
     Ended,
@@ -91,7 +98,7 @@ impl ReadError {
             },
             ReadError::TooMuch { .. } => Error::invalid("keys", self),
             ReadError::TooOld { .. } => Error::invalid("as_of", self),
-            ReadError::NotYet { .. } => Error::unavailable(group, self),
+            ReadError::NotYet { .. } | ReadError::Quarantined => Error::unavailable(group, self),
             ReadError::Machine(error) => Error::Internal(error.0),
         }
     }
@@ -128,6 +135,8 @@ pub struct ShardReader {
     slots: Arc<Slots>,
     ended: Arc<AtomicBool>,
     row: Arc<RwLock<Arc<Row>>>,
+    marks: Arc<Mutex<Marks>>,
+    quarantined: Arc<AtomicBool>,
 }
 
 impl ShardReader {
@@ -142,11 +151,29 @@ impl ShardReader {
             ended: slots.ended(replica),
             slots,
             row: Arc::new(RwLock::new(Arc::new(row))),
+            marks: Arc::default(),
+            quarantined: Arc::default(),
         }
     }
 
-    /// Makes a row visible. Its batch must be in the engine.
-    pub(crate) fn publish(&self, row: Row) {
+    /// Makes a row visible, and the hashes that its batch has passed. The batch must be in the engine.
+    pub(crate) fn publish(&self, row: Row, links: Vec<Link>) {
+        self.show(row);
+        let mut marks = self.marks();
+        links.into_iter().for_each(|link| marks.add(link));
+    }
+
+    /// Makes a row visible that does not go on from the one before.
+    pub(crate) fn replace(&self, row: Row) {
+        self.show(row);
+        self.marks().clear();
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().expect("no holder of the lock panics")
+    }
+
+    fn show(&self, row: Row) {
         *self.row.write().expect("no holder of the lock panics") = Arc::new(row);
     }
 
@@ -166,9 +193,38 @@ impl ShardReader {
             .clone()
     }
 
+    /// From now on nothing is read from this replica.
+    pub fn quarantine(&self) {
+        self.quarantined.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the replica serves nothing, because it is not as the others are.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::SeqCst)
+    }
+
     /// How far the replica has come.
     pub fn applied(&self) -> Applied {
         self.row().applied.clone()
+    }
+
+    /// The rolling hash of the replica's state, at the position that it is of; `None` before anything was
+    /// applied. Equal replicas at one position have the same. Costs nothing: it is kept in the row.
+    pub fn chain(&self) -> Option<Link> {
+        let row = self.row();
+        let chain = row.chain;
+        let position = row.applied.position?;
+        Some(Link { position, chain })
+    }
+
+    /// As [`ShardReader::chain`], at the last positions that every replica remembers, and behind them the
+    /// last one. Empty before anything was applied. Forgotten when the node ends.
+    pub fn chains(&self) -> Vec<Link> {
+        let mut links: Vec<Link> = self.marks().links().collect();
+        let last = self.chain();
+        links.retain(|link| Some(link.position) != last.map(|last| last.position));
+        links.extend(last);
+        links
     }
 
     /// The stamp of the last write applied.
@@ -282,6 +338,10 @@ impl ShardReader {
             let at = as_of.unwrap_or(row.last_stamp);
             check_stamp(&row, at)?;
             let value = read(&row, at);
+            // Behind the read, so that nothing is answered that was read before and is sent after.
+            if self.is_quarantined() {
+                return Err(ReadError::Quarantined);
+            }
             if self.ended.load(Ordering::SeqCst) {
                 return Err(ReadError::Ended);
             }

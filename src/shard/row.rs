@@ -14,9 +14,10 @@ use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::Timestamp;
 use crate::types::shard::Birth;
+use crate::types::shard::Chain;
 use crate::types::shard::ShardDescriptor;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// The replica's one row. Changes in the same batch as the keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,8 @@ pub struct Row {
     /// Which split the shard comes from; `None` for a first shard, and as long as a replica has applied
     /// nothing.
     pub birth: Option<Birth>,
+    /// The hash of all that was applied.
+    pub chain: Chain,
 }
 
 /// A part of a shard's range and the slot with its keys.
@@ -140,6 +143,25 @@ impl Row {
             birth: self.birth_elsewhere(),
             ..self.clone()
         }
+    }
+
+    /// What the last entry made of the numbers in the row, for the hash of all that was applied.
+    pub(crate) fn numbers(&self) -> [u8; 64] {
+        let mut out = [0; 64];
+        let numbers = [
+            self.last_stamp.0,
+            self.ceiling.0,
+            self.ceiling_term,
+            self.last_outcome.0,
+            self.floors.history.0,
+            self.floors.outcomes.0,
+            self.descriptor.epoch.conf,
+            self.descriptor.epoch.bounds,
+        ];
+        for (place, number) in out.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_be_bytes());
+        }
+        out
     }
 
     /// The birth as a replica knows it that came to the shard later.
@@ -238,6 +260,7 @@ mod tests {
             history_retention_ms: 5,
             retry_window_ms: 6,
             birth: None,
+            chain: Chain(7),
         }
     }
 

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 
 use crate::machine::Applied;
 use crate::machine::Membership;
+use crate::shard::chain;
 use crate::shard::command::Split;
 use crate::shard::command::SplitOutcome;
 use crate::shard::row::Row;
@@ -96,6 +97,7 @@ pub(crate) fn halves(
             // No leader of the child has written: the first one stamps above the ceiling that leaders of
             // the shard may have closed up to.
             ceiling_term: 0,
+            chain: chain::of_child(row.chain, split.child),
             birth: Some(Birth {
                 parent: descriptor.id,
                 replica: here,

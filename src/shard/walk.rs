@@ -21,6 +21,7 @@ use crate::machine::MachineError;
 use crate::mvcc::Floors;
 use crate::mvcc::version::Header;
 use crate::shard::apply::decode_outcome;
+use crate::shard::read::ReadError;
 use crate::shard::read::ShardReader;
 use crate::shard::row::Piece;
 use crate::shard::row::Row;
@@ -28,6 +29,7 @@ use crate::shard::slots::Pin;
 use crate::types::Key;
 use crate::types::KeyRange;
 use crate::types::Timestamp;
+use crate::wire::request::Portion;
 
 /// Keys whose newest versions are read at once.
 const KEYS_AT_ONCE: usize = 256;
@@ -52,6 +54,13 @@ pub(crate) struct Walk {
 struct Outcomes {
     from: Vec<u8>,
     end: Vec<u8>,
+}
+
+impl Outcomes {
+    fn of(piece: &Piece) -> Outcomes {
+        let (from, end) = layout::family(piece.slot, Family::Outcome, &piece.range);
+        Outcomes { from, end }
+    }
 }
 
 /// Some keys whose newest versions were read, and where their history goes on.
@@ -86,19 +95,47 @@ impl Walk {
                 continue;
             }
             pin.raise(row.floors);
-            let whole = |piece: &Piece| {
-                let (from, end) = layout::family(piece.slot, Family::Outcome, &piece.range);
-                Outcomes { from, end }
-            };
             return Walk {
                 engine: reader.engine().clone(),
                 keys: pieces.iter().cloned().collect(),
-                outcomes: pieces.iter().map(whole).collect(),
+                outcomes: pieces.iter().map(Outcomes::of).collect(),
                 group: None,
                 row,
                 _pin: pin,
             };
         }
+    }
+
+    /// Fixes a moment that others have too, and some keys.
+    pub(crate) fn through(reader: &ShardReader, portion: &Portion) -> Result<Walk, ReadError> {
+        let mut walk = Walk::begin(reader);
+        let row = &walk.row;
+        if !row.descriptor.range.covers(&portion.range) {
+            let descriptor = Box::new(row.descriptor.clone());
+            return Err(ReadError::OutOfBounds { descriptor });
+        }
+        if row.last_stamp < portion.as_of {
+            let (as_of, applied) = (portion.as_of, row.last_stamp);
+            return Err(ReadError::NotYet { as_of, applied });
+        }
+        if row.horizon() > portion.floor {
+            let (as_of, oldest) = (portion.floor, row.horizon());
+            return Err(ReadError::TooOld { as_of, oldest });
+        }
+        // The pin holds what is above the replica's own floors, and these are higher.
+        let floors = Floors {
+            history: portion.floor,
+            outcomes: portion.floor,
+        };
+        let pieces = row.pieces_in(&portion.range);
+        walk.row = Arc::new(Row {
+            last_stamp: portion.as_of,
+            floors,
+            ..(**row).clone()
+        });
+        walk.outcomes = pieces.iter().map(Outcomes::of).collect();
+        walk.keys = pieces.into();
+        Ok(walk)
     }
 
     /// The row at the position.

@@ -36,6 +36,11 @@ const SNAPSHOTS: &str = "quorate_snapshots_total";
 const CHECKPOINT_AGE: &str = "quorate_checkpoint_age_seconds";
 const CHECKPOINT_DURATION: &str = "quorate_checkpoint_duration_seconds";
 const QUEUE_DEPTH: &str = "quorate_queue_depth_items";
+const REPLICAS_COMPARED: &str = "quorate_replica_comparisons_total";
+const REPLICAS_DIFFER: &str = "quorate_replica_differences_total";
+const REPLICAS_QUARANTINED: &str = "quorate_replicas_quarantined_count";
+const QUARANTINES: &str = "quorate_quarantines_total";
+const SCRUBBED: &str = "quorate_scrubbed_bytes_total";
 const FREE_SPACE: &str = "quorate_free_space_bytes";
 const BUILD_INFO: &str = "quorate_build_info";
 // The names that every Prometheus client library uses for these, so that common dashboards find them.
@@ -173,6 +178,36 @@ const DECLARED: &[Declared] = &[
         Kind::Gauge,
         Unit::Count,
         "Items waiting, by queue.",
+    ),
+    Declared(
+        REPLICAS_COMPARED,
+        Kind::Counter,
+        Unit::Count,
+        "Comparisons of what the replicas of a shard that is led from here have applied.",
+    ),
+    Declared(
+        REPLICAS_DIFFER,
+        Kind::Counter,
+        Unit::Count,
+        "Replicas found to differ from the others of their shard. Alert when it rises: the node's log says which.",
+    ),
+    Declared(
+        QUARANTINES,
+        Kind::Counter,
+        Unit::Count,
+        "Replicas here that were taken out of service because they differ. Alert when it rises.",
+    ),
+    Declared(
+        REPLICAS_QUARANTINED,
+        Kind::Gauge,
+        Unit::Count,
+        "Replicas of this node that are out of service and not rebuilt yet. Alert when it stays above 0.",
+    ),
+    Declared(
+        SCRUBBED,
+        Kind::Counter,
+        Unit::Bytes,
+        "Bytes of stored state that were read here to compare replicas.",
     ),
     Declared(
         FREE_SPACE,
@@ -350,6 +385,10 @@ struct Handles {
     leader_changes: Counter,
     snapshots: Vec<Counter>,
     checkpoint_duration: Histogram,
+    replicas_compared: Counter,
+    replicas_differ: Counter,
+    quarantines: Counter,
+    scrubbed: Counter,
     queue_depth: Vec<Gauge>,
 }
 
@@ -377,6 +416,10 @@ static HANDLES: LazyLock<Handles> = LazyLock::new(|| Handles {
         .map(|way| metrics::counter!(SNAPSHOTS, "way" => way.as_str()))
         .collect(),
     checkpoint_duration: metrics::histogram!(CHECKPOINT_DURATION),
+    replicas_compared: metrics::counter!(REPLICAS_COMPARED),
+    replicas_differ: metrics::counter!(REPLICAS_DIFFER),
+    quarantines: metrics::counter!(QUARANTINES),
+    scrubbed: metrics::counter!(SCRUBBED),
     queue_depth: Queue::ALL
         .iter()
         .map(|queue| metrics::gauge!(QUEUE_DEPTH, "queue" => queue.as_str()))
@@ -493,6 +536,35 @@ pub fn snapshot_done(way: SnapshotWay) {
 pub fn checkpoint_done(took: Duration) {
     let Some(handles) = handles() else { return };
     handles.checkpoint_duration.record(took);
+}
+
+/// The replicas of a shard were asked what they have applied.
+pub fn replicas_compared() {
+    let Some(handles) = handles() else { return };
+    handles.replicas_compared.increment(1);
+}
+
+/// A replica, here or elsewhere, differs from the others of its shard.
+pub fn replicas_differ() {
+    let Some(handles) = handles() else { return };
+    handles.replicas_differ.increment(1);
+}
+
+/// A replica here was taken out of service.
+pub fn replica_quarantined() {
+    let Some(handles) = handles() else { return };
+    handles.quarantines.increment(1);
+}
+
+/// How many replicas of this node are out of service and not rebuilt.
+pub fn replicas_quarantined(count: usize) {
+    metrics::gauge!(REPLICAS_QUARANTINED).set(count as f64);
+}
+
+/// So many bytes of stored state were read to compare replicas.
+pub fn scrubbed(bytes: u64) {
+    let Some(handles) = handles() else { return };
+    handles.scrubbed.increment(bytes);
 }
 
 /// How long ago the last checkpoint ended.

@@ -58,6 +58,19 @@ impl ShardDescriptor {
     }
 }
 
+/// A hash of all that a replica of a shard has applied. Equal on all replicas at one position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Chain(pub u64);
+
+/// The hash at one position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Link {
+    /// The last entry in it.
+    pub position: Position,
+    /// The hash.
+    pub chain: Chain,
+}
+
 /// Which split a shard comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Birth {

@@ -218,6 +218,38 @@ pub struct LoggedReplica {
     pub gone: bool,
 }
 
+/// What a log holds that nobody has opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inspected {
+    /// Files that are needed.
+    pub segments: usize,
+    /// Whether its last write was torn. It was never answered; the next start cuts it off.
+    pub torn: bool,
+    /// Every replica that it knows, by id, with what it says of it.
+    pub replicas: Vec<(LoggedReplica, LogState)>,
+}
+
+/// Checks the log in `dir` by the rules by which it is opened, and changes nothing. `progress` hears of
+/// bytes read. Blocks on the disk. Nobody may write it meanwhile.
+pub fn inspect(
+    files: Arc<dyn Files>,
+    dir: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Inspected, WalError> {
+    let found = open::inspect(files, dir, progress)?;
+    let replicas = found.recovered.replicas.into_iter();
+    let replicas = replicas.filter_map(|(id, index)| {
+        let replica = Replica::recovered(id, index);
+        let state = replica.state().now;
+        Some((replica.logged()?, state))
+    });
+    Ok(Inspected {
+        segments: found.segments,
+        torn: found.torn,
+        replicas: replicas.collect(),
+    })
+}
+
 /// A node's log. Clones are the same log.
 #[derive(Clone)]
 pub struct Wal {

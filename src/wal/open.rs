@@ -57,9 +57,14 @@ pub(super) fn open(
         dir: dir.to_path_buf(),
         segments: BTreeMap::new(),
         recovered: Recovered::default(),
+        progress: &mut |_| {},
     };
     let (last, previous_end) = match found.segments.last() {
-        Some(last) => (*last, opening.read(&found.segments, *last)?),
+        Some(last) => {
+            let (bytes, end) = opening.read(&found.segments, *last)?;
+            opening.settle(*last, &bytes, end)?;
+            (*last, end.offset)
+        }
         None => (0, 0),
     };
     let sequence = last + 1;
@@ -82,6 +87,38 @@ pub(super) fn open(
     })
 }
 
+/// Reads the log in `dir` as [`open`] does, and changes nothing. `progress` hears of bytes read.
+pub(super) fn inspect(
+    files: Arc<dyn Files>,
+    dir: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Inspected, WalError> {
+    let found = Found::in_dir(&*files, dir)?;
+    let mut opening = Opening {
+        files,
+        dir: dir.to_path_buf(),
+        segments: BTreeMap::new(),
+        recovered: Recovered::default(),
+        progress,
+    };
+    let torn = match found.segments.last() {
+        Some(last) => opening.read(&found.segments, *last)?.1.torn,
+        None => false,
+    };
+    Ok(Inspected {
+        segments: opening.segments.len(),
+        torn,
+        recovered: opening.recovered,
+    })
+}
+
+/// What a log holds that was not opened.
+pub(super) struct Inspected {
+    pub(super) segments: usize,
+    pub(super) torn: bool,
+    pub(super) recovered: Recovered,
+}
+
 /// The files of a log, in order.
 struct Found {
     segments: Vec<u64>,
@@ -102,16 +139,17 @@ impl Found {
     }
 }
 
-struct Opening {
+struct Opening<'p> {
     files: Arc<dyn Files>,
     dir: PathBuf,
     segments: BTreeMap<u64, Arc<dyn File>>,
     recovered: Recovered,
+    progress: &'p mut dyn FnMut(u64),
 }
 
-impl Opening {
-    /// Reads every segment that the last one needs, and says where the last one ends.
-    fn read(&mut self, found: &[u64], last: u64) -> Result<u64, WalError> {
+impl Opening<'_> {
+    /// Reads every segment that the last one needs; gives the last one's bytes, and where its records end.
+    fn read(&mut self, found: &[u64], last: u64) -> Result<(Bytes, End), WalError> {
         let header = self.header(last)?;
         let missing = (header.oldest..last).find(|needed| found.binary_search(needed).is_err());
         if let Some(missing) = missing {
@@ -131,8 +169,7 @@ impl Opening {
         let checked = self.recovered.check();
         let path = segment_path(&self.dir, last);
         checked.map_err(|reason| WalError::damaged(&path, end.offset, &reason))?;
-        self.settle(last, &bytes, end)?;
-        Ok(end.offset)
+        Ok((bytes, end))
     }
 
     /// Makes durable what was read: a run that was killed may have written it without a sync, or its
@@ -176,7 +213,7 @@ impl Opening {
         })
     }
 
-    fn content(&self, sequence: u64) -> Result<Bytes, WalError> {
+    fn content(&mut self, sequence: u64) -> Result<Bytes, WalError> {
         let path = segment_path(&self.dir, sequence);
         let file = &self.segments[&sequence];
         let length = file.len();
@@ -184,6 +221,7 @@ impl Opening {
         let mut bytes = vec![0; usize::try_from(length).expect("a segment fits in memory")];
         let read = file.read_at(&mut bytes, 0);
         read.map_err(|error| WalError::io("read", &path, error))?;
+        (self.progress)(length);
         Ok(bytes.into())
     }
 

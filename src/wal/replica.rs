@@ -54,7 +54,7 @@ pub(super) struct Replica {
 }
 
 pub(super) struct State {
-    now: LogState,
+    pub(super) now: LogState,
     /// Index of the first entry, where there is one.
     first: u64,
     /// Nothing more is asked of it.
@@ -305,7 +305,7 @@ impl Replica {
         logged.map(|(_, entry)| entry.clone())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

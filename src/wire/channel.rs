@@ -343,7 +343,8 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::Report(_)
         | Request::Routes(_)
         | Request::AddReplica(_)
-        | Request::RemoveReplica(_) => &peer.bulk,
+        | Request::RemoveReplica(_)
+        | Request::CheckReplica(..) => &peer.bulk,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -495,6 +496,12 @@ impl Outgoing {
                 let response = self.transport().membership(request).await?;
                 let (standing, shard) = convert::standing_of(response.into_inner())?;
                 Ok(Response::Membership(standing, shard))
+            }
+            Request::CheckReplica(name, check) => {
+                let request = self.wrap(convert::check_out(name, check));
+                let response = self.transport().check_replica(request).await?;
+                let checked = convert::checked_of(response.into_inner())?;
+                Ok(Response::CheckReplica(checked))
             }
             Request::ReplicaLeft(name) => {
                 let request = self.wrap(convert::left_out(name));

@@ -38,6 +38,7 @@ use crate::types::request::ReadKind;
 use crate::types::request::Versioned;
 use crate::types::request::Write;
 use crate::types::request::WriteOutcome;
+use crate::types::shard::Link;
 use crate::types::shard::ShardDescriptor;
 
 /// What a node can be asked.
@@ -139,6 +140,8 @@ pub enum Request {
     AddReplica(AddReplica),
     /// Take a replica from a shard. For the shard's leader.
     RemoveReplica(ReplicaName),
+    /// About the state of a replica on the receiving node, to compare it with others.
+    CheckReplica(ReplicaName, Check),
 }
 
 impl Request {
@@ -175,7 +178,8 @@ impl Request {
             | Request::Membership(_)
             | Request::ReplicaLeft(_)
             | Request::AddReplica(_)
-            | Request::RemoveReplica(_) => None,
+            | Request::RemoveReplica(_)
+            | Request::CheckReplica(..) => None,
         }
     }
 }
@@ -233,6 +237,41 @@ pub enum Response {
     AddReplica(ShardDescriptor),
     /// To [`Request::RemoveReplica`]: the shard without the replica.
     RemoveReplica(ShardDescriptor),
+    /// To [`Request::CheckReplica`].
+    CheckReplica(Checked),
+}
+
+/// What is asked about a replica's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// The hashes of what it has applied, at the positions that it remembers.
+    Chains,
+    /// A hash of what it has stored for some keys.
+    Portion(Portion),
+    /// It is not as the others are: it shall stop serving, and be rebuilt.
+    Quarantine,
+}
+
+/// A part of a shard's state as of one moment, the same on all replicas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Portion {
+    /// The keys.
+    pub range: KeyRange,
+    /// Nothing above this stamp counts.
+    pub as_of: Timestamp,
+    /// Of what was replaced before this stamp nothing counts.
+    pub floor: Timestamp,
+}
+
+/// The answer to a [`Check`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checked {
+    /// To [`Check::Chains`]: rising positions, none before anything was applied.
+    Chains(Vec<Link>),
+    /// To [`Check::Portion`].
+    Portion(u64),
+    /// It serves nothing; to any of them.
+    Quarantined,
 }
 
 /// Reads one key.

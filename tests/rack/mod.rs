@@ -524,6 +524,7 @@ fn host(node: NodeId, stores: &Stores, channel: Arc<dyn Channel>) -> Host {
         keeper: stores.keeper.clone(),
         changes,
         hints,
+        checks: stores.checks(),
         placement,
         registry: Arc::clone(registry),
         channel,

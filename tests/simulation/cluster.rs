@@ -17,6 +17,7 @@ use quorate::node::formation;
 use quorate::node::formation::Formed;
 use quorate::node::members::Members;
 use quorate::node::registry::Registry;
+use quorate::node::selfcheck;
 use quorate::raft;
 use quorate::server::assembly::Assembly;
 use quorate::server::handler::Handler;
@@ -403,6 +404,10 @@ impl Seat {
                 fail: Arc::new(failing),
             },
             space: Arc::new(Space::new(1)),
+            selfcheck: selfcheck::Options {
+                interval: Duration::from_secs(2),
+                scrub_bytes_per_s: 1024 * 1024,
+            },
         })
     }
 }

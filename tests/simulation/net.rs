@@ -457,5 +457,6 @@ fn kind(request: &Request) -> &'static str {
         Request::ReplicaLeft(_) => "replica left",
         Request::AddReplica(_) => "add replica",
         Request::RemoveReplica(_) => "remove replica",
+        Request::CheckReplica(..) => "check replica",
     }
 }

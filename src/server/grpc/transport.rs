@@ -243,6 +243,19 @@ impl Transport for TransportDoor {
         }
     }
 
+    async fn check_replica(
+        &self,
+        request: Request<v1::CheckReplicaRequest>,
+    ) -> Result<Response<v1::CheckReplicaResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let (name, check) = convert::check_of(request.into_inner()).map_err(refused)?;
+        let request = NodeRequest::CheckReplica(name, check);
+        match self.ask(entered, request).await? {
+            NodeResponse::CheckReplica(checked) => Ok(Response::new(convert::checked_out(checked))),
+            other => Err(refused(unexpected(&other))),
+        }
+    }
+
     async fn replica_left(
         &self,
         request: Request<v1::ReplicaLeftRequest>,

@@ -1,6 +1,7 @@
 //! A shard against a simple model, and against itself: applied in other portions, after a crash, from
 //! a snapshot, and read by other threads meanwhile.
 
+mod chain;
 mod split;
 
 use std::collections::BTreeMap;

@@ -377,6 +377,8 @@ fn read_as_everything(bytes: &[u8]) {
     read(bytes, transport::voted_of);
     read(bytes, transport::take_lead_of);
     read(bytes, transport::header_of);
+    read(bytes, transport::check_of);
+    read(bytes, transport::checked_of);
     read(bytes, transport::form_of);
     read(bytes, transport::formed_of);
     read(bytes, placement::command_of);
@@ -389,4 +391,52 @@ fn read_as_everything(bytes: &[u8]) {
     read(bytes, placement::located_of);
     read(bytes, placement::routes_of);
     read(bytes, status::from_detail);
+}
+
+#[test]
+fn an_entry_with_a_flipped_bit_is_refused() {
+    let entry = LogEntry {
+        position: Position { term: 3, index: 8 },
+        payload: Payload::Command(Bytes::from_static(b"command")),
+    };
+    let append = AppendRequest {
+        vote: Vote {
+            term: 3,
+            replica: ReplicaId(1),
+            committed: true,
+        },
+        previous: Some(Position { term: 3, index: 7 }),
+        entries: vec![entry],
+        committed: None,
+    };
+    let sent = transport::append_out(append);
+    let entry = sent.entries[0].clone();
+    let position = entry.position.unwrap();
+    let flips = [
+        v1::Entry {
+            payload: Bytes::from_static(b"commant"),
+            ..entry.clone()
+        },
+        v1::Entry {
+            kind: v1::PayloadKind::Membership.into(),
+            ..entry.clone()
+        },
+        v1::Entry {
+            position: Some(v1::Position {
+                term: 2,
+                ..position
+            }),
+            ..entry.clone()
+        },
+        v1::Entry {
+            checksum: entry.checksum ^ 1,
+            ..entry
+        },
+    ];
+    assert!(transport::append_of(sent.clone()).is_ok());
+    for flipped in flips {
+        let mut spoiled = sent.clone();
+        spoiled.entries = vec![flipped];
+        assert!(transport::append_of(spoiled).is_err());
+    }
 }

@@ -9,25 +9,33 @@ use crate::types::Incarnation;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::ShardId;
+use crate::types::Timestamp;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
 use crate::types::log::Vote;
+use crate::types::shard::Chain;
+use crate::types::shard::Link;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::convert::cluster;
 use crate::wire::convert::group_number;
 use crate::wire::convert::group_of;
 use crate::wire::convert::optional_sixteen;
+use crate::wire::convert::range_of;
+use crate::wire::convert::range_out;
 use crate::wire::convert::required;
 use crate::wire::convert::sixteen;
 use crate::wire::convert::sixteen_bytes;
 use crate::wire::proto::v1;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
+use crate::wire::request::Check;
+use crate::wire::request::Checked;
 use crate::wire::request::CreateReplica;
 use crate::wire::request::Creation;
 use crate::wire::request::FormRequest;
 use crate::wire::request::FormResponse;
 use crate::wire::request::Founder;
+use crate::wire::request::Portion;
 use crate::wire::request::ReplicaName;
 use crate::wire::request::Route;
 use crate::wire::request::SnapshotHeader;
@@ -135,13 +143,28 @@ fn entry_out(entry: LogEntry) -> v1::Entry {
         Payload::Membership(bytes) => (v1::PayloadKind::Membership, bytes),
     };
     v1::Entry {
+        checksum: entry_checksum(entry.position, kind.into(), &payload),
         position: Some(position_out(entry.position)),
         kind: kind.into(),
         payload,
     }
 }
 
+/// What a network with checks of sixteen bits may spoil is refused, and sent again.
+fn entry_checksum(position: Position, kind: i32, payload: &[u8]) -> u32 {
+    let mut head = [0; 17];
+    head[..8].copy_from_slice(&position.term.to_be_bytes());
+    head[8..16].copy_from_slice(&position.index.to_be_bytes());
+    head[16] = kind.to_be_bytes()[3];
+    crc32c::crc32c_append(crc32c::crc32c(&head), payload)
+}
+
 fn entry_of(entry: v1::Entry) -> Result<LogEntry> {
+    let position = position_of(required("entries.position", entry.position)?);
+    if entry_checksum(position, entry.kind, &entry.payload) != entry.checksum {
+        let reason = format!("the entry {position} is not what was sent");
+        return Err(Error::invalid("entries.checksum", reason));
+    }
     let payload = match v1::PayloadKind::try_from(entry.kind) {
         Ok(v1::PayloadKind::Blank) => Payload::Blank,
         Ok(v1::PayloadKind::Command) => Payload::Command(entry.payload),
@@ -151,10 +174,7 @@ fn entry_of(entry: v1::Entry) -> Result<LogEntry> {
             return Err(Error::invalid("entries.kind", reason));
         }
     };
-    Ok(LogEntry {
-        position: position_of(required("entries.position", entry.position)?),
-        payload,
-    })
+    Ok(LogEntry { position, payload })
 }
 
 /// The answer to an append as it is sent.
@@ -437,4 +457,79 @@ pub fn left_of(request: v1::ReplicaLeftRequest) -> ReplicaName {
         shard: ShardId(request.shard),
         replica: ReplicaId(request.replica),
     }
+}
+
+/// A CheckReplica as it is sent.
+pub fn check_out(name: ReplicaName, check: Check) -> v1::CheckReplicaRequest {
+    use v1::check_replica_request as parts;
+    let check = match check {
+        Check::Chains => parts::Check::Chains(parts::Chains {}),
+        Check::Portion(portion) => parts::Check::Portion(parts::Portion {
+            range: Some(range_out(portion.range)),
+            as_of: portion.as_of.0,
+            floor: portion.floor.0,
+        }),
+        Check::Quarantine => parts::Check::Quarantine(parts::Quarantine {}),
+    };
+    v1::CheckReplicaRequest {
+        shard: name.shard.0,
+        replica: name.replica.0,
+        check: Some(check),
+    }
+}
+
+/// A CheckReplica.
+pub fn check_of(request: v1::CheckReplicaRequest) -> Result<(ReplicaName, Check)> {
+    use v1::check_replica_request as parts;
+    let check = match required("check", request.check)? {
+        parts::Check::Chains(_) => Check::Chains,
+        parts::Check::Portion(portion) => Check::Portion(Portion {
+            range: range_of("portion.range", required("portion.range", portion.range)?)?,
+            as_of: Timestamp(portion.as_of),
+            floor: Timestamp(portion.floor),
+        }),
+        parts::Check::Quarantine(_) => Check::Quarantine,
+    };
+    let name = ReplicaName {
+        shard: ShardId(request.shard),
+        replica: ReplicaId(request.replica),
+    };
+    Ok((name, check))
+}
+
+/// The answer to a CheckReplica as it is sent.
+pub fn checked_out(checked: Checked) -> v1::CheckReplicaResponse {
+    use v1::check_replica_response as parts;
+    let link = |link: Link| parts::Link {
+        position: Some(position_out(link.position)),
+        chain: link.chain.0,
+    };
+    let checked = match checked {
+        Checked::Chains(links) => parts::Checked::Chains(parts::Chains {
+            links: links.into_iter().map(link).collect(),
+        }),
+        Checked::Portion(hash) => parts::Checked::Portion(hash),
+        Checked::Quarantined => parts::Checked::Quarantined(parts::Quarantined {}),
+    };
+    v1::CheckReplicaResponse {
+        checked: Some(checked),
+    }
+}
+
+/// The answer to a CheckReplica.
+pub fn checked_of(response: v1::CheckReplicaResponse) -> Result<Checked> {
+    use v1::check_replica_response as parts;
+    let link = |link: parts::Link| {
+        Ok(Link {
+            position: position_of(required("links.position", link.position)?),
+            chain: Chain(link.chain),
+        })
+    };
+    Ok(match required("checked", response.checked)? {
+        parts::Checked::Chains(chains) => {
+            Checked::Chains(chains.links.into_iter().map(link).collect::<Result<_>>()?)
+        }
+        parts::Checked::Portion(hash) => Checked::Portion(hash),
+        parts::Checked::Quarantined(_) => Checked::Quarantined,
+    })
 }

@@ -1,0 +1,113 @@
+//! Answers what is asked about the state of the replicas here, and takes them out of service.
+
+use std::sync::Arc;
+
+use tracing::error;
+
+use crate::codec::layout;
+use crate::engine::Batch;
+use crate::engine::Engine;
+use crate::env::tasks::offload;
+use crate::error::Error;
+use crate::error::Result;
+use crate::machine::MachineError;
+use crate::node::registry::Registry;
+use crate::node::replica::Replica;
+use crate::shard::Quarantined;
+use crate::shard::quarantine;
+use crate::telemetry::metrics;
+use crate::types::GroupId;
+use crate::types::Key;
+use crate::types::ReplicaId;
+use crate::wire::request::Check;
+use crate::wire::request::Checked;
+use crate::wire::request::ReplicaName;
+
+/// The replicas here, as those are asked about who are to be compared. Cloning shares them.
+#[derive(Clone)]
+pub struct Checks {
+    registry: Arc<Registry>,
+    engine: Arc<dyn Engine>,
+}
+
+impl Checks {
+    /// Of the replicas in the registry, whose state is in the engine.
+    pub fn new(registry: Arc<Registry>, engine: Arc<dyn Engine>) -> Checks {
+        Checks { registry, engine }
+    }
+
+    /// The answer for one replica here. Cancel-safe: sent again it does no harm.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not here; `Unavailable` when it cannot answer as of the moment asked about.
+    pub async fn check(&self, name: ReplicaName, check: Check) -> Result<Checked> {
+        let replica = self.registry.shard(name.shard)?;
+        if replica.group().replica() != name.replica {
+            return Err(Error::NotFound {
+                what: format!("{} of {}", name.replica, name.shard),
+            });
+        }
+        if replica.reader().is_quarantined() {
+            return Ok(Checked::Quarantined);
+        }
+        match check {
+            Check::Chains => Ok(Checked::Chains(replica.reader().chains())),
+            Check::Portion(portion) => {
+                let (reader, group) = (replica.reader().clone(), GroupId::Shard(name.shard));
+                let hashed = offload(move || reader.hash_portion(&portion)).await;
+                let hashed = hashed.map_err(|error| Error::unavailable(group, error))?;
+                Ok(Checked::Portion(hashed.hash))
+            }
+            Check::Quarantine => {
+                self.quarantine(&replica).await?;
+                Ok(Checked::Quarantined)
+            }
+        }
+    }
+
+    /// Takes a replica out of service at once, and for ever: another one takes its place.
+    pub async fn quarantine(&self, replica: &Replica) -> Result<()> {
+        if replica.reader().is_quarantined() {
+            return Ok(());
+        }
+        replica.reader().quarantine();
+        metrics::replica_quarantined();
+        let quarantined = Quarantined {
+            replica: replica.group().replica(),
+            shard: replica.reader().row().descriptor.id,
+        };
+        let Quarantined { replica, shard } = quarantined;
+        error!(%shard, %replica, "the replica here differs from the others: it serves nothing and is rebuilt");
+        let engine = Arc::clone(&self.engine);
+        offload(move || quarantine::mark(engine.as_ref(), quarantined))
+            .await
+            .map_err(|error| Error::Internal(error.0))
+    }
+
+    /// The replicas of this node that are to be rebuilt, here or not any more.
+    pub async fn quarantined(&self) -> Result<Vec<Quarantined>, MachineError> {
+        let engine = Arc::clone(&self.engine);
+        offload(move || quarantine::marked(engine.as_ref())).await
+    }
+
+    /// The key from which on stored state is to be compared next.
+    pub async fn scrubbed_up_to(&self) -> Result<Key, MachineError> {
+        let engine = Arc::clone(&self.engine);
+        let noted = offload(move || engine.get(&layout::scrubbed())).await?;
+        Ok(noted.unwrap_or_default().into())
+    }
+
+    /// Notes that key. Not flushed: what a crash takes is compared again.
+    pub async fn note_scrubbed(&self, upto: Key) -> Result<(), MachineError> {
+        let engine = Arc::clone(&self.engine);
+        let mut batch = Batch::default();
+        batch.put(layout::scrubbed(), upto.to_vec());
+        Ok(offload(move || engine.write(batch)).await?)
+    }
+
+    /// Another replica has taken the place.
+    pub async fn forget(&self, replica: ReplicaId) -> Result<(), MachineError> {
+        let engine = Arc::clone(&self.engine);
+        offload(move || quarantine::unmark(engine.as_ref(), replica)).await
+    }
+}
