@@ -59,9 +59,18 @@ impl Rig {
 
     /// So many nodes in a directory of their own, formed and ready.
     pub async fn start_of(count: usize, arguments: &[&str]) -> Rig {
+        Rig::start_made(count, arguments, |options| Processes::new(options).unwrap()).await
+    }
+
+    /// The same, with processes that `make` puts where they belong.
+    pub async fn start_made(
+        count: usize,
+        arguments: &[&str],
+        make: impl FnOnce(Options) -> Processes,
+    ) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_quorate"));
-        let mut rig = Rig::of(count, &binary, dir.path(), arguments);
+        let mut rig = Rig::of(count, &binary, dir.path(), arguments, make);
         rig._dir = Some(dir);
         rig.processes.start_all().unwrap();
         rig.ready(&(0..count).collect::<Vec<_>>()).await;
@@ -70,7 +79,8 @@ impl Rig {
 
     /// Three nodes below `dir`, not started.
     pub fn new(binary: &Path, dir: &Path, arguments: &[&str]) -> Rig {
-        Rig::of(3, binary, dir, arguments)
+        let make = |options| Processes::new(options).unwrap();
+        Rig::of(3, binary, dir, arguments, make)
     }
 
     /// Adds a node that is to join with `token`; gives its number. Starts nothing.
@@ -81,9 +91,15 @@ impl Rig {
         added
     }
 
-    fn of(count: usize, binary: &Path, dir: &Path, arguments: &[&str]) -> Rig {
+    fn of(
+        count: usize,
+        binary: &Path,
+        dir: &Path,
+        arguments: &[&str],
+        make: impl FnOnce(Options) -> Processes,
+    ) -> Rig {
         let alone = alone();
-        let processes = Processes::new(Options {
+        let processes = make(Options {
             binary: binary.to_owned(),
             nodes: count,
             dir: dir.to_owned(),
@@ -92,8 +108,7 @@ impl Rig {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-        })
-        .unwrap();
+        });
         let addresses: Vec<String> = (0..count)
             .map(|node| processes.client_address(node))
             .collect();
