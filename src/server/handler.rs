@@ -10,6 +10,7 @@
 //! range is the caller's to go on with.
 
 use std::future::Future;
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -36,6 +37,7 @@ use crate::node::replica::Replica;
 use crate::raft::Leadership;
 use crate::server::host::Host;
 use crate::server::portion;
+use crate::server::space::Space;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::metrics::RequestKind;
@@ -44,6 +46,7 @@ use crate::types::GroupId;
 use crate::types::KeyRange;
 use crate::types::ShardId;
 use crate::types::log::Vote;
+use crate::types::node::Room;
 use crate::types::request::WriteKind;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::AppendRequest;
@@ -330,7 +333,7 @@ async fn ask_replica(
         Request::Write(write) => {
             // Elsewhere there may be room.
             if leads(replica) {
-                host.check_space(write)?;
+                host.check_space(replica, write)?;
             }
             let outcome = replica.write(write.clone()).await;
             let outcome = outcome.map(|(outcome, answered)| Response::Write(outcome, answered));
@@ -453,6 +456,39 @@ fn pause_after(error: Error, once: bool, until: Instant) -> Result<Duration> {
     Ok(pause)
 }
 
+fn check_room(space: &Space, needed: Room) -> Result<()> {
+    match space.room() >= needed {
+        true => Ok(()),
+        false => Err(Error::NoSpace {
+            free_bytes: space.free_bytes(),
+        }),
+    }
+}
+
+/// Has a shard's replica take entries until the disk is full, and then ends the stream with an error: the
+/// leader tries again later. What placement's group writes is little, and is always taken.
+fn while_there_is_room(
+    space: Arc<Space>,
+    route: Route,
+    requests: BoxStream<'static, AppendRequest>,
+    take: impl FnOnce(BoxStream<'static, AppendRequest>) -> BoxStream<'static, Result<AppendResponse>>,
+) -> BoxStream<'static, Result<AppendResponse>> {
+    if route.group == GroupId::Placement {
+        return take(requests);
+    }
+    let refused = Arc::new(OnceLock::new());
+    let refusal = Arc::clone(&refused);
+    let requests = requests.take_while(move |request| {
+        let room = match request.entries.is_empty() {
+            true => Ok(()),
+            false => check_room(&space, Room::Short),
+        };
+        ready(room.map_err(|error| refusal.set(error)).is_ok())
+    });
+    let end = stream::iter([()]).filter_map(move |()| ready(refused.get().cloned().map(Err)));
+    take(requests.boxed()).chain(end).boxed()
+}
+
 impl Service for Handler {
     fn call(&self, call: Call) -> BoxFuture<'static, Result<Response>> {
         self.clone().answer(call).boxed()
@@ -463,8 +499,14 @@ impl Service for Handler {
         route: Route,
         requests: BoxStream<'static, AppendRequest>,
     ) -> BoxStream<'static, Result<AppendResponse>> {
-        match self.host().and_then(|host| host.registry.receiver(route)) {
-            Ok(group) => group.append_stream(requests),
+        let found = self.host().and_then(|host| {
+            let group = host.registry.receiver(route)?;
+            Ok((group, Arc::clone(&host.space)))
+        });
+        match found {
+            Ok((group, space)) => while_there_is_room(space, route, requests, |requests| {
+                group.append_stream(requests)
+            }),
             Err(error) => stream::iter([Err(error)]).boxed(),
         }
     }
@@ -474,9 +516,24 @@ impl Service for Handler {
         header: SnapshotHeader,
         chunks: BoxStream<'static, Result<Bytes>>,
     ) -> BoxFuture<'static, Result<Vote>> {
-        let group = self
-            .host()
-            .and_then(|host| host.registry.receiver(header.route));
-        async move { group?.install(header, chunks).await }.boxed()
+        let found = self.host().and_then(|host| {
+            let group = host.registry.receiver(header.route)?;
+            let space = Arc::clone(&host.space);
+            check_room(&space, Room::Enough)?;
+            Ok((group, space))
+        });
+        async move {
+            let (group, space) = found?;
+            let chunks = chunks.map(move |chunk| {
+                check_room(&space, Room::Short)?;
+                chunk
+            });
+            group.install(header, chunks.boxed()).await
+        }
+        .boxed()
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.host().ok().map(|host| host.space.room())
     }
 }

@@ -4,6 +4,7 @@
 pub mod options;
 pub mod http;
 pub mod grpc;
+pub mod space;
 pub mod host;
 mod portion;
 pub mod handler;
@@ -62,16 +63,18 @@ use crate::server::grpc::Doors;
 use crate::server::grpc::Stop;
 use crate::server::handler::Handler;
 use crate::server::host::Host;
-use crate::server::host::Space;
 use crate::server::http::Check;
 use crate::server::options::OptionError;
 use crate::server::options::Options;
+use crate::server::space::Space;
 use crate::telemetry::metrics;
+use crate::types::GroupId;
 use crate::types::Incarnation;
 use crate::types::NodeId;
 use crate::types::RequestId;
 use crate::types::node::Identity;
 use crate::types::node::Member;
+use crate::types::node::Room;
 use crate::wal;
 use crate::wire::channel::GrpcChannel;
 use crate::wire::identity::IdentityCell;
@@ -218,7 +221,14 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let stores = boot.open(&mut tasks).await?;
     let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
     let told = (&ready, &draining);
-    watch_node(&stores, &space, &directory, told, &mut tasks);
+    watch_node(&stores, told, &mut tasks);
+    watch_space(
+        (&stores, &directory),
+        Arc::clone(&space),
+        (&members, &channel),
+        me.node,
+        &mut tasks,
+    );
     let placement = PlacementClient::new(
         me,
         layout
@@ -575,31 +585,79 @@ fn readiness(handler: &Handler, draining: &CancellationToken) -> Vec<Check> {
     let free = host.space.free_bytes();
     checks.push(Check {
         name: "disk".into(),
-        ok: !host.space.is_short(),
+        ok: host.space.room() == Room::Enough,
         detail: format!("{free} bytes free"),
     });
     checks
 }
 
-/// Looks at free space and figures once a second, and says whether the node is ready.
+/// Looks once a second at the room on this node's disk and the others', sets room aside, and gives the
+/// lead to somebody else where there is too little.
+fn watch_space(
+    (stores, directory): (&Stores, &DataDirectory),
+    space: Arc<Space>,
+    (members, channel): (&Arc<Members>, &Arc<dyn Channel>),
+    here: NodeId,
+    tasks: &mut TaskSet,
+) {
+    let (engine, path) = (stores.engine(), directory.path().to_path_buf());
+    let registry = Arc::clone(&stores.registry);
+    let (members, channel) = (Arc::clone(members), Arc::clone(channel));
+    tasks.spawn("space", move |stop: CancellationToken| async move {
+        let mut ticks = interval(WATCH_INTERVAL);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let (looked, engine, wanted) = (path.clone(), engine.clone(), space.to_set_aside());
+            let look = move || {
+                let set_aside = engine.set_aside(wanted);
+                DiskFiles.free_bytes(&looked).map(|free| (free, set_aside))
+            };
+            let (free, set_aside) = offload(look).await?;
+            space.found(free, set_aside);
+            metrics::free_space(space.free_bytes());
+            let others = members.list().into_iter().map(|member| member.id);
+            let others: Vec<_> = others.filter(|node| *node != here).collect();
+            let lacks =
+                |node: &NodeId| channel.room(*node).is_some_and(|room| room != Room::Enough);
+            space.found_others(others.iter().any(lacks));
+            if space.room() != Room::Enough {
+                lead_elsewhere(&registry, &channel, here).await;
+            }
+        }
+        TaskResult::Ok(())
+    });
+}
+
+/// Asks a replica with enough room to lead each shard that this node leads. Where none has, it leads on.
+async fn lead_elsewhere(registry: &Registry, channel: &Arc<dyn Channel>, here: NodeId) {
+    for group in registry.groups() {
+        let leads = matches!(*group.leadership().borrow(), Leadership::Leading { .. });
+        if !leads || group.id() == GroupId::Placement {
+            continue;
+        }
+        let nodes = group.membership().nodes.into_values();
+        let mut roomy =
+            nodes.filter(|node| *node != here && channel.room(*node) == Some(Room::Enough));
+        // Refused when it is no voter, or not up to date: asked again at the next look.
+        if let Some(node) = roomy.next()
+            && group.transfer_leader(Some(node)).await.is_ok()
+        {
+            info!(group = %group.id(), to = %node, "no room here, another is asked to lead");
+        }
+    }
+}
+
+/// Looks at figures once a second, and says whether the node is ready.
 fn watch_node(
     stores: &Stores,
-    space: &Arc<Space>,
-    directory: &DataDirectory,
     (ready, draining): (&watch::Sender<bool>, &CancellationToken),
     tasks: &mut TaskSet,
 ) {
     let registry = Arc::clone(&stores.registry);
     let checkpoints = stores.checkpoints.clone();
-    let (space, path) = (Arc::clone(space), directory.path().to_path_buf());
     let (ready, draining) = (ready.clone(), draining.clone());
     tasks.spawn("watch", move |stop: CancellationToken| async move {
         let mut ticks = interval(WATCH_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let looked = path.clone();
-            let free = offload(move || DiskFiles.free_bytes(&looked)).await?;
-            space.found(free);
-            metrics::free_space(free);
             metrics::checkpoint_age(checkpoints.age());
             push_group_figures(&registry);
             metrics::upkeep();

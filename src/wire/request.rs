@@ -29,6 +29,7 @@ use crate::types::log::LogEntry;
 use crate::types::log::Vote;
 use crate::types::node::Member;
 use crate::types::node::Newcomer;
+use crate::types::node::Room;
 use crate::types::placement::Changes;
 use crate::types::placement::PlacementAnswer;
 use crate::types::placement::PlacementCommand;
@@ -60,6 +61,11 @@ pub trait Service: Send + Sync + 'static {
         snapshot: SnapshotHeader,
         chunks: BoxStream<'static, Result<Bytes>>,
     ) -> BoxFuture<'static, Result<Vote>>;
+
+    /// How much room the node's disk has; said beside answers to appends. `None`: not known.
+    fn room(&self) -> Option<Room> {
+        None
+    }
 }
 
 /// Appends of one replica that may wait for their answer. Full: no more are taken from the sender.
@@ -75,6 +81,12 @@ pub trait Channel: Send + Sync + 'static {
 
     /// Learns where a node is, or that it has moved.
     fn learn(&self, member: Member);
+
+    /// How much room a node's disk has, by its last answer to a heartbeat. `None`: not known, or its
+    /// connection has broken since.
+    fn room(&self, _node: NodeId) -> Option<Room> {
+        None
+    }
 }
 
 /// A request with what holds for every kind of it.

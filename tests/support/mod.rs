@@ -7,6 +7,7 @@
 pub mod connect;
 pub mod disk;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -22,7 +23,11 @@ use quorate::testkit::workload::Nodes;
 use quorate::testkit::workload::RequestIds;
 use quorate::testkit::workload::Workload;
 use quorate::types::GroupId;
+use quorate::types::Key;
+use quorate::types::KeyRange;
 use quorate::types::RequestId;
+use quorate::types::request::ReadKind;
+use quorate::types::request::Versioned;
 use quorate::wire::request::GroupStatus;
 use quorate::wire::request::NodeStatus;
 
@@ -187,6 +192,13 @@ pub fn write(nodes: &Nodes, prefix: &str, seed: u64) -> Workload {
 pub async fn answered(workload: &Workload, count: usize, what: &str) {
     let reached = workload.wait_answered(count, READY).await;
     assert!(reached, "{what}: less than {count} writes in {READY:?}");
+}
+
+/// Every key below `prefix` with its newest version.
+pub async fn newest(nodes: &Nodes, prefix: &str) -> BTreeMap<Key, Versioned> {
+    let range = KeyRange::of_prefix(prefix.as_bytes());
+    let found = workload::scan(nodes, range, ReadKind::Linearizable).await;
+    found.unwrap()
 }
 
 /// Stops the writers, learns every unknown outcome, and holds the cluster to every answer.
