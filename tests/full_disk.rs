@@ -10,12 +10,16 @@ mod support;
 mod disks;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use disks::Disks;
 use quorate::error::Error;
+use quorate::testkit::processes::ready_status;
+use quorate::testkit::workload;
 use quorate::testkit::workload::Nodes;
+use quorate::testkit::workload::Workload;
 use quorate::types::RequestId;
 use quorate::types::request::Operation;
 use quorate::types::request::ReadKind;
@@ -24,8 +28,10 @@ use quorate::types::request::WriteKind;
 use quorate::types::request::WriteOutcome;
 use quorate::wire::request::Call;
 use quorate::wire::request::Get;
+use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
+use quorate::wire::request::Service;
 use support::READY;
 use support::Rig;
 use tokio::time::Instant;
@@ -34,6 +40,8 @@ use tokio::time::sleep;
 const REQUIRED: &str = "QUORATE_REQUIRE_NAMESPACES";
 /// Small disks have a small reserve.
 const SMALL_DISK: &[&str] = &["--free-space-reserve-bytes=64MiB", "--cache-bytes=16MiB"];
+/// A quarter of that: a disk with less is full.
+const FULL_BYTES: u64 = 16 * 1024 * 1024;
 const ALL: [usize; 3] = [0, 1, 2];
 
 /// A cluster, each node on a disk of its own.
@@ -99,6 +107,66 @@ async fn with_one_full_disk_everything_goes_on() {
         support::stop_and_verify(writers, &prefix, &stage.rig.nodes).await;
     }
     caught_up(&mut stage.rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_without_room_falls_behind_and_takes_nobody_with_it() {
+    let Some(mut stage) = Stage::new() else {
+        return;
+    };
+    stage.start().await;
+    let nodes = stage.rig.nodes.clone();
+    let full = (stage.rig.leader().await + 1) % 3;
+    put(&nodes, "kept").await.unwrap();
+    stage.disks.fill(full);
+    let heavy = workload::Options {
+        value_bytes: 12_000,
+        ..support::writers("heavy/", 5)
+    };
+    let writers = Workload::start(&nodes, &heavy, &support::ids());
+    // It takes what comes until that line, and what was under way then.
+    while look(&nodes[full]).await.free_bytes >= FULL_BYTES {
+        support::answered(&writers, 20, "while its room is used up").await;
+    }
+    sleep(Duration::from_secs(2)).await;
+    let before = look(&nodes[full]).await;
+    support::answered(&writers, 100, "with a follower that takes nothing").await;
+    let after = look(&nodes[full]).await;
+    let applied = |status| support::shard(status).applied_index;
+    assert_eq!(applied(&before), applied(&after), "it took more");
+    assert!(after.free_bytes > FULL_BYTES / 4, "{after:?}");
+    reads_and_deletes_work(&nodes, "kept").await;
+    stage.disks.make_room(full);
+    caught_up_under(&mut stage.rig, applied(&after)).await;
+    support::stop_and_verify(writers, "heavy/", &nodes).await;
+    caught_up(&mut stage.rig).await;
+}
+
+/// A node's status.
+async fn look(node: &Arc<dyn Service>) -> NodeStatus {
+    let deadline = Instant::now() + READY;
+    loop {
+        match ready_status(node).await {
+            Ok(status) => return status,
+            Err(why) => assert!(Instant::now() < deadline, "{why}"),
+        }
+    }
+}
+
+/// Until each node has applied something behind `index`.
+async fn caught_up_under(rig: &mut Rig, index: u64) {
+    let deadline = Instant::now() + READY;
+    loop {
+        let all = rig.ready(&ALL).await;
+        let applied = all
+            .iter()
+            .map(|status| support::shard(status).applied_index);
+        if applied.min() > Some(index) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{all:#?}");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,10 +342,7 @@ async fn write(nodes: &Nodes, operation: Operation) -> Result<(), Error> {
 }
 
 /// Reads a key here, linearizable.
-async fn get(
-    node: &std::sync::Arc<dyn quorate::wire::request::Service>,
-    key: &str,
-) -> Option<String> {
+async fn get(node: &Arc<dyn Service>, key: &str) -> Option<String> {
     let request = Request::Get(Get {
         key: Bytes::from(key.to_owned()),
         read: ReadKind::Linearizable,

@@ -44,6 +44,7 @@ use crate::telemetry::metrics::RequestKind;
 use crate::types::ClusterId;
 use crate::types::GroupId;
 use crate::types::KeyRange;
+use crate::types::NodeId;
 use crate::types::ShardId;
 use crate::types::log::Vote;
 use crate::types::node::Room;
@@ -316,6 +317,13 @@ async fn ask_replica(
     until: Instant,
     once: bool,
 ) -> Result<Response> {
+    if !once
+        && request.is_linearizable_read()
+        && let Some(leader) = only_leader_reads(host, replica)
+    {
+        let left = until.saturating_duration_since(Instant::now());
+        return host.forward(leader, request.clone(), left).await;
+    }
     match request {
         Request::Get(get) => {
             let (found, answered) = replica.get(get.clone()).await?;
@@ -362,6 +370,18 @@ async fn ask_replica(
         | Request::RemoveReplica(_) => {
             Err(Error::Internal("the request is for no shard".to_string()))
         }
+    }
+}
+
+/// The leader, where the replica here takes no more entries for want of room: it would wait in vain for
+/// what a linearizable read has to show.
+fn only_leader_reads(host: &Host, replica: &Replica) -> Option<NodeId> {
+    let leadership = *replica.group().leadership().borrow();
+    match leadership {
+        Leadership::Following { leader } if host.space.room() == Room::Full => {
+            leader.map(|leader| leader.node)
+        }
+        Leadership::Following { .. } | Leadership::Leading { .. } | Leadership::Failed => None,
     }
 }
 

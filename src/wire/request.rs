@@ -162,6 +162,35 @@ impl Request {
         }
     }
 
+    /// Whether it reads what was last acknowledged.
+    pub fn is_linearizable_read(&self) -> bool {
+        let read = match self {
+            Request::Get(get) => get.read,
+            Request::BatchGet(get) => get.read,
+            Request::Scan(scan) => scan.read,
+            Request::Write(_)
+            | Request::SplitShard(_)
+            | Request::Status(_)
+            | Request::TransferLeader(_)
+            | Request::ReadPosition(_)
+            | Request::Vote(..)
+            | Request::Append(..)
+            | Request::TakeLead(..)
+            | Request::Form(_)
+            | Request::Join(_)
+            | Request::Placement(_)
+            | Request::Report(_)
+            | Request::Locate(_)
+            | Request::Routes(_)
+            | Request::CreateReplica(_)
+            | Request::Membership(_)
+            | Request::ReplicaLeft(_)
+            | Request::AddReplica(_)
+            | Request::RemoveReplica(_) => return false,
+        };
+        read == ReadKind::Linearizable
+    }
+
     /// Where the shard is that a request is for; `None` where it is for no shard, or for a group by
     /// name. A batch of keys may be for further shards.
     pub fn anchor(&self) -> Option<Anchor<'_>> {

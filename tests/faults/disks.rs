@@ -19,7 +19,7 @@ pub(crate) struct Disks {
 }
 
 /// Of each disk.
-pub(crate) const DISK_MIB: u64 = 256;
+pub(crate) const DISK_MIB: u64 = 512;
 
 impl Disks {
     /// Makes and mounts so many.
