@@ -10,7 +10,6 @@
 //! range is the caller's to go on with.
 
 use std::future::Future;
-use std::future::ready;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -37,7 +36,8 @@ use crate::node::replica::Replica;
 use crate::raft::Leadership;
 use crate::server::host::Host;
 use crate::server::portion;
-use crate::server::space::Space;
+use crate::server::space_driver::check_room;
+use crate::server::space_driver::while_there_is_room;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::metrics::RequestKind;
@@ -474,39 +474,6 @@ fn pause_after(error: Error, once: bool, until: Instant) -> Result<Duration> {
         return Err(error);
     }
     Ok(pause)
-}
-
-fn check_room(space: &Space, needed: Room) -> Result<()> {
-    match space.room() >= needed {
-        true => Ok(()),
-        false => Err(Error::NoSpace {
-            free_bytes: space.free_bytes(),
-        }),
-    }
-}
-
-/// Has a shard's replica take entries until the disk is full, and then ends the stream with an error: the
-/// leader tries again later. What placement's group writes is little, and is always taken.
-fn while_there_is_room(
-    space: Arc<Space>,
-    route: Route,
-    requests: BoxStream<'static, AppendRequest>,
-    take: impl FnOnce(BoxStream<'static, AppendRequest>) -> BoxStream<'static, Result<AppendResponse>>,
-) -> BoxStream<'static, Result<AppendResponse>> {
-    if route.group == GroupId::Placement {
-        return take(requests);
-    }
-    let refused = Arc::new(OnceLock::new());
-    let refusal = Arc::clone(&refused);
-    let requests = requests.take_while(move |request| {
-        let room = match request.entries.is_empty() {
-            true => Ok(()),
-            false => check_room(&space, Room::Short),
-        };
-        ready(room.map_err(|error| refusal.set(error)).is_ok())
-    });
-    let end = stream::iter([()]).filter_map(move |()| ready(refused.get().cloned().map(Err)));
-    take(requests.boxed()).chain(end).boxed()
 }
 
 impl Service for Handler {

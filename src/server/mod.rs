@@ -5,6 +5,7 @@ pub mod options;
 pub mod http;
 pub mod grpc;
 pub mod space;
+mod space_driver;
 pub mod host;
 mod portion;
 pub mod handler;
@@ -31,7 +32,6 @@ use crate::engine::sled::OpenError;
 use crate::engine::sled::SledEngine;
 use crate::env::clock::Clock;
 use crate::env::files::DiskFiles;
-use crate::env::files::Files;
 use crate::env::rng::Chance;
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::TaskSet;
@@ -68,7 +68,6 @@ use crate::server::options::OptionError;
 use crate::server::options::Options;
 use crate::server::space::Space;
 use crate::telemetry::metrics;
-use crate::types::GroupId;
 use crate::types::Incarnation;
 use crate::types::NodeId;
 use crate::types::RequestId;
@@ -86,7 +85,7 @@ pub const EXIT_BROKEN: i32 = 70;
 /// Threads of the groups' own runtime. Nothing that may block runs on them, so that a slow disk or a large
 /// scan never makes a leader look dead.
 const CONSENSUS_THREADS: usize = 2;
-/// How often free space and figures are looked at.
+/// How often figures are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stopping leader waits for its successor.
 const HANDOVER_MAX: Duration = Duration::from_secs(2);
@@ -222,7 +221,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
     let told = (&ready, &draining);
     watch_node(&stores, told, &mut tasks);
-    watch_space(
+    space_driver::watch(
         (&stores, &directory),
         Arc::clone(&space),
         (&members, &channel),
@@ -589,61 +588,6 @@ fn readiness(handler: &Handler, draining: &CancellationToken) -> Vec<Check> {
         detail: format!("{free} bytes free"),
     });
     checks
-}
-
-/// Looks once a second at the room on this node's disk and the others', sets room aside, and gives the
-/// lead to somebody else where there is too little.
-fn watch_space(
-    (stores, directory): (&Stores, &DataDirectory),
-    space: Arc<Space>,
-    (members, channel): (&Arc<Members>, &Arc<dyn Channel>),
-    here: NodeId,
-    tasks: &mut TaskSet,
-) {
-    let (engine, path) = (stores.engine(), directory.path().to_path_buf());
-    let registry = Arc::clone(&stores.registry);
-    let (members, channel) = (Arc::clone(members), Arc::clone(channel));
-    tasks.spawn("space", move |stop: CancellationToken| async move {
-        let mut ticks = interval(WATCH_INTERVAL);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let (looked, engine, wanted) = (path.clone(), engine.clone(), space.to_set_aside());
-            let look = move || {
-                let set_aside = engine.set_aside(wanted);
-                DiskFiles.free_bytes(&looked).map(|free| (free, set_aside))
-            };
-            let (free, set_aside) = offload(look).await?;
-            space.found(free, set_aside);
-            metrics::free_space(space.free_bytes());
-            let others = members.list().into_iter().map(|member| member.id);
-            let others: Vec<_> = others.filter(|node| *node != here).collect();
-            let lacks =
-                |node: &NodeId| channel.room(*node).is_some_and(|room| room != Room::Enough);
-            space.found_others(others.iter().any(lacks));
-            if space.room() != Room::Enough {
-                lead_elsewhere(&registry, &channel, here).await;
-            }
-        }
-        TaskResult::Ok(())
-    });
-}
-
-/// Asks a replica with enough room to lead each shard that this node leads. Where none has, it leads on.
-async fn lead_elsewhere(registry: &Registry, channel: &Arc<dyn Channel>, here: NodeId) {
-    for group in registry.groups() {
-        let leads = matches!(*group.leadership().borrow(), Leadership::Leading { .. });
-        if !leads || group.id() == GroupId::Placement {
-            continue;
-        }
-        let nodes = group.membership().nodes.into_values();
-        let mut roomy =
-            nodes.filter(|node| *node != here && channel.room(*node) == Some(Room::Enough));
-        // Refused when it is no voter, or not up to date: asked again at the next look.
-        if let Some(node) = roomy.next()
-            && group.transfer_leader(Some(node)).await.is_ok()
-        {
-            info!(group = %group.id(), to = %node, "no room here, another is asked to lead");
-        }
-    }
 }
 
 /// Looks at figures once a second, and says whether the node is ready.
