@@ -1,6 +1,7 @@
 //! The containers of `deploy/compose.yaml`: the machine's own package index is imported into 16 shards
 //! while the container of the node that leads most of them is killed again and again, and comes out as
-//! it went in.
+//! it went in. And the container of the leader stands still, loses its network, and has its volume filled
+//! up, under writers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::io::Write;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Output;
@@ -45,7 +47,7 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
         fs::metadata(&input).unwrap().len()
     );
 
-    let mut containers = Containers::up().await;
+    let (mut containers, ()) = Containers::up_on(|| ());
     split(&records);
     let import = quorate(&["import", "--rate", RECORDS_PER_SECOND])
         .arg(&input)
@@ -71,6 +73,127 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
     let exported = quorate(&["export"]).arg(&output).status().unwrap();
     assert!(exported.success(), "the export ended with {exported}");
     compare(&records, &read_lines(&output));
+}
+
+/// What a container has to bear.
+#[derive(Debug, Clone, Copy)]
+enum Hurt {
+    Pause,
+    Disconnect,
+    FillUp,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_stands_still_or_has_no_network_or_no_room_loses_nothing() {
+    if let Some(why) = cannot_run() {
+        support::skip("QUORATE_REQUIRE_DOCKER", "compose", &why);
+        return;
+    }
+    let (containers, volumes) = Containers::up_on(Volumes::small);
+    for (seed, hurt) in [Hurt::Pause, Hurt::Disconnect, Hurt::FillUp]
+        .into_iter()
+        .enumerate()
+    {
+        let leader = containers.leader().await;
+        let id = containers.id(leader);
+        let prefix = format!("{hurt:?}/");
+        let writers = support::write(&containers.nodes, &prefix, seed as u64);
+        support::answered(&writers, 100, "before").await;
+        match hurt {
+            Hurt::Pause => docker(&["pause", &id]),
+            Hurt::Disconnect => docker(&["network", "disconnect", NETWORK, &id]),
+            Hurt::FillUp => volumes.fill(leader),
+        }
+        if let Hurt::FillUp = hurt {
+            led_elsewhere(&containers, leader).await;
+        }
+        let began = tokio::time::Instant::now();
+        support::answered(&writers, 200, "with one container hurt").await;
+        println!("{hurt:?}: 200 writes in {:?}", began.elapsed());
+        match hurt {
+            Hurt::Pause => docker(&["unpause", &id]),
+            Hurt::Disconnect => {
+                let name = format!("n{}", leader + 1);
+                docker(&["network", "connect", "--alias", &name, NETWORK, &id]);
+            }
+            Hurt::FillUp => volumes.make_room(leader),
+        }
+        containers.leader().await;
+        support::answered(&writers, 100, "when it is well again").await;
+        support::stop_and_verify(writers, &prefix, &containers.nodes).await;
+    }
+}
+
+/// Until a node that has no room leads no shard any more.
+async fn led_elsewhere(containers: &Containers, node: usize) {
+    let deadline = tokio::time::Instant::now() + READY;
+    while leads(&containers.nodes, node).await {
+        let now = tokio::time::Instant::now();
+        assert!(now < deadline, "n{} leads on without room", node + 1);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn leads(nodes: &Nodes, node: usize) -> bool {
+    match ready_status(&nodes[node]).await {
+        Ok(status) => support::shard(&status).role == "leader",
+        Err(_) => true,
+    }
+}
+
+/// The network that compose makes.
+const NETWORK: &str = "quorate-test_quorate";
+
+/// The nodes' volumes, made before compose would: small ones in memory, which can be filled up. Compose
+/// removes them.
+struct Volumes {
+    mounted: Vec<PathBuf>,
+}
+
+impl Volumes {
+    fn small() -> Volumes {
+        let mounted = (1..=PORTS.len()).map(|number| {
+            let name = format!("quorate-test_n{number}");
+            docker(&[
+                "volume",
+                "create",
+                "--driver",
+                "local",
+                "--opt",
+                "type=tmpfs",
+                "--opt",
+                "device=tmpfs",
+                "--opt",
+                "o=size=1g",
+                "--label",
+                "com.docker.compose.project=quorate-test",
+                "--label",
+                &format!("com.docker.compose.volume=n{number}"),
+                &name,
+            ]);
+            let place = ["volume", "inspect", "--format", "{{.Mountpoint}}", &name];
+            let place = Command::new("docker").args(place).output().unwrap();
+            PathBuf::from(String::from_utf8(place.stdout).unwrap().trim())
+        });
+        Volumes {
+            mounted: mounted.collect(),
+        }
+    }
+
+    /// Fills a node's volume up to its last byte.
+    fn fill(&self, node: usize) {
+        let mut ballast = File::create(self.ballast(node)).unwrap();
+        let block = vec![0xee; 1024 * 1024];
+        while ballast.write_all(&block).is_ok() {}
+    }
+
+    fn make_room(&self, node: usize) {
+        fs::remove_file(self.ballast(node)).unwrap();
+    }
+
+    fn ballast(&self, node: usize) -> PathBuf {
+        self.mounted[node].join("ballast")
+    }
 }
 
 /// Cuts the one shard into [`SHARDS`] with about as many records each.
@@ -249,32 +372,41 @@ fn compare(input: &Records, output: &Records) {
 /// The compose cluster, with a project name and ports of its own. Dropping it removes it.
 struct Containers {
     nodes: Nodes,
+    _alone: File,
 }
 
 impl Containers {
-    async fn up() -> Containers {
+    /// Brings them up on what `prepare` has made.
+    fn up_on<T>(prepare: impl FnOnce() -> T) -> (Containers, T) {
         // Made first, so that what a failed start leaves behind is removed too.
         let containers = Containers {
             nodes: support::connect::connect(&addresses()),
+            _alone: support::alone(),
         };
         down();
+        let prepared = prepare();
         let up = script("up");
         assert!(up.status.success(), "deploy/up: {}", said(&up));
         println!("{}", said(&up));
-        containers
+        (containers, prepared)
     }
 
     /// Waits until all are ready, kills the container of the node that leads most shards and starts it again.
     async fn kill_and_restart_leader(&mut self) {
         let leader = self.leader().await;
-        let id = compose(&["ps", "--quiet", &format!("n{}", leader + 1)]);
-        let id = String::from_utf8(id.stdout).unwrap().trim().to_owned();
+        let id = self.id(leader);
         docker(&["kill", "--signal", "KILL", &id]);
         // Long enough for the others to elect and go on.
         tokio::time::sleep(Duration::from_secs(2)).await;
         docker(&["start", &id]);
         self.leader().await;
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
+    /// The container of a node.
+    fn id(&self, node: usize) -> String {
+        let id = compose(&["ps", "--quiet", &format!("n{}", node + 1)]);
+        String::from_utf8(id.stdout).unwrap().trim().to_owned()
     }
 
     /// The node that leads most shards, once all three are ready.

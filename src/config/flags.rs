@@ -173,7 +173,7 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_bytes: Option<String>,
 
-    /// With less free disk than this, client writes are refused [default: 256MiB]
+    /// With less free disk than this, puts are refused; half of it is really taken [default: 256MiB]
     #[arg(
         long,
         value_name = "SIZE",

@@ -59,4 +59,10 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Returns when everything written before the call survives a power cut. One caller at a time.
     fn flush(&self) -> Result<(), EngineError>;
+
+    /// Takes so many bytes of the disk beyond what it uses now, for its own later writes, or as many as
+    /// it can have. Says how many it has; 0 where nothing can be set aside.
+    fn set_aside(&self, _bytes: u64) -> u64 {
+        0
+    }
 }

@@ -17,6 +17,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::MetadataExt;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::path::Path;
@@ -26,6 +27,9 @@ use std::sync::MutexGuard;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
+
+use rustix::fs::FallocateFlags;
+use rustix::fs::fallocate;
 
 use crate::codec::layout;
 use crate::engine::Batch;
@@ -94,6 +98,8 @@ const UNFLUSHED_BYTES_MAX: usize = 1024 * 1024;
 /// What to do about damage that a read has found.
 const WAY_OUT: &str = "the engine's files are damaged: move the node's data directory aside and start it with \
                        --join as a new node, its replicas are rebuilt from the others";
+/// The unit of what the system says a file takes.
+const BLOCK_BYTES: u64 = 512;
 
 /// What the engine may use.
 #[derive(Debug, Clone)]
@@ -146,6 +152,7 @@ pub enum OpenError {
 /// A sled database. Every call may block on the disk; the first failure poisons it.
 pub struct SledEngine {
     database: sled::Db,
+    file: PathBuf,
     blobs: PathBuf,
     poisoned: AtomicBool,
     flushing: Mutex<Flushes>,
@@ -196,6 +203,7 @@ impl SledEngine {
             .map_err(|error| open_error(directory, error))?;
         let engine = SledEngine {
             database,
+            file: directory.join("db"),
             blobs: directory.join("blobs"),
             poisoned: AtomicBool::new(false),
             flushing: Mutex::new(Flushes {
@@ -266,6 +274,29 @@ impl SledEngine {
         EngineError(format!("{doing}: {error}"))
     }
 
+    /// What is set aside now, and the file that it is behind.
+    fn measure(&self) -> io::Result<(fs::File, fs::Metadata, u64)> {
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&self.file)?;
+        let known = file.metadata()?;
+        let taken = known.blocks() * BLOCK_BYTES;
+        let set_aside = taken.saturating_sub(known.len());
+        Ok((file, known, set_aside))
+    }
+
+    fn try_set_aside(&self, bytes: u64) -> io::Result<u64> {
+        let (file, known, set_aside) = self.measure()?;
+        if set_aside >= bytes {
+            return Ok(set_aside);
+        }
+        // The file stays as long as it is: sled must not see it. Less than wanted is better than nothing,
+        // and some file systems cannot do it at all.
+        let _ = fallocate(&file, FallocateFlags::KEEP_SIZE, known.len(), bytes);
+        self.measure().map(|(_, _, set_aside)| set_aside)
+    }
+
     /// A record in a file of its own would not be synced by any flush.
     fn check_blobs(&self) -> Result<(), EngineError> {
         let first = match fs::read_dir(&self.blobs) {
@@ -280,9 +311,13 @@ impl SledEngine {
     }
 }
 
-/// Makes the directory and removes a snapshot that sled had not finished: it would refuse to open.
+/// Makes the directory, gives back what an earlier run has set aside, since opening needs room for more
+/// than one file, and removes a snapshot that sled had not finished: it would refuse to open.
 fn prepare(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
+    if let Ok(file) = fs::File::options().write(true).open(directory.join("db")) {
+        file.set_len(file.metadata()?.len())?;
+    }
     for file in fs::read_dir(directory)? {
         let file = file?;
         let name = file.file_name();
@@ -449,6 +484,12 @@ impl Engine for SledEngine {
         }
         Ok(())
     }
+
+    /// As blocks behind the end of sled's file, which its next segments are written to. What sled
+    /// truncates is gone with its end, and is taken again at the next call.
+    fn set_aside(&self, bytes: u64) -> u64 {
+        self.try_set_aside(bytes).unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
@@ -507,6 +548,32 @@ mod tests {
         backward.reverse();
         assert_eq!(forward.len(), 10_000);
         assert!(forward == backward);
+    }
+
+    #[test]
+    fn room_is_set_aside_behind_the_end_and_given_back_when_it_is_opened_again() {
+        const WANTED: u64 = 16 * 1024 * 1024;
+        let directory = tempfile::tempdir().unwrap();
+        let engine = open(directory.path()).unwrap();
+        let length = || fs::metadata(directory.path().join("db")).unwrap().len();
+        let before = length();
+        let first = engine.set_aside(WANTED);
+        if first == 0 {
+            // This file system cannot do it.
+            return;
+        }
+        assert!(first >= WANTED, "{first}");
+        assert_eq!(length(), before);
+        for number in 0..20u8 {
+            put(&engine, &[number], vec![number; 64 * 1024]);
+        }
+        engine.flush().unwrap();
+        assert!(engine.set_aside(WANTED) >= WANTED);
+        assert!(length() < before + WANTED);
+        drop(engine);
+        let engine = open(directory.path()).unwrap();
+        assert!(engine.set_aside(0) < WANTED);
+        assert_eq!(engine.get(&[7]).unwrap(), Some(vec![7; 64 * 1024]));
     }
 
     #[test]

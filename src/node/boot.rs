@@ -135,6 +135,13 @@ pub struct Stores {
     pub checkpoints: Checkpoints,
 }
 
+impl Stores {
+    /// The engine under all of them.
+    pub fn engine(&self) -> Arc<dyn Engine> {
+        Arc::clone(&self.engine)
+    }
+}
+
 impl Boot {
     /// Opens everything; what runs is put into `tasks`. On an error nothing runs.
     pub async fn open(self, tasks: &mut TaskSet) -> Result<Stores, BootError> {

@@ -21,7 +21,8 @@ use crate::node::selfcheck;
 use crate::node::selfcheck::SelfCheck;
 use crate::server::handler::Handler;
 use crate::server::host::Host;
-use crate::server::host::Space;
+use crate::server::space::Space;
+use crate::server::space_driver;
 use crate::types::node::Identity;
 use crate::types::node::Member;
 
@@ -37,8 +38,8 @@ pub struct Assembly {
     pub members: Arc<Members>,
     /// Its stores, not open yet.
     pub boot: Boot,
-    /// Free space on its disk.
-    pub space: Arc<Space>,
+    /// What is known of the room on its disk.
+    pub space: Space,
     /// How its replicas are compared with others.
     pub selfcheck: selfcheck::Options,
 }
@@ -59,7 +60,17 @@ impl Assembly {
         let channel = Arc::clone(&boot.channel);
         let of_placement = boot.layout.placement.iter();
         let of_placement = of_placement.map(|replica| replica.node).collect();
+        let (files, directory) = (Arc::clone(&boot.files), boot.directory.clone());
+        let space = Arc::new(space);
         let stores = boot.open(tasks).await?;
+        space_driver::watch(
+            &stores,
+            (files, directory),
+            Arc::clone(&space),
+            (&members, &channel),
+            identity.node,
+            tasks,
+        );
         let registry = &stores.registry;
         let placement = PlacementClient::new(
             identity,

@@ -36,14 +36,18 @@ use crate::node::replica::Replica;
 use crate::raft::Leadership;
 use crate::server::host::Host;
 use crate::server::portion;
+use crate::server::space_driver::check_room;
+use crate::server::space_driver::while_there_is_room;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::metrics::RequestKind;
 use crate::types::ClusterId;
 use crate::types::GroupId;
 use crate::types::KeyRange;
+use crate::types::NodeId;
 use crate::types::ShardId;
 use crate::types::log::Vote;
+use crate::types::node::Room;
 use crate::types::request::WriteKind;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::AppendRequest;
@@ -318,6 +322,13 @@ async fn ask_replica(
     until: Instant,
     once: bool,
 ) -> Result<Response> {
+    if !once
+        && request.is_linearizable_read()
+        && let Some(leader) = only_leader_reads(host, replica)
+    {
+        let left = until.saturating_duration_since(Instant::now());
+        return host.forward(leader, request.clone(), left).await;
+    }
     match request {
         Request::Get(get) => {
             let (found, answered) = replica.get(get.clone()).await?;
@@ -335,7 +346,7 @@ async fn ask_replica(
         Request::Write(write) => {
             // Elsewhere there may be room.
             if leads(replica) {
-                host.check_space(write)?;
+                host.check_space(replica, write)?;
             }
             let outcome = replica.write(write.clone()).await;
             let outcome = outcome.map(|(outcome, answered)| Response::Write(outcome, answered));
@@ -365,6 +376,18 @@ async fn ask_replica(
         | Request::CheckReplica(..) => {
             Err(Error::Internal("the request is for no shard".to_string()))
         }
+    }
+}
+
+/// The leader, where the replica here takes no more entries for want of room: it would wait in vain for
+/// what a linearizable read has to show.
+fn only_leader_reads(host: &Host, replica: &Replica) -> Option<NodeId> {
+    let leadership = *replica.group().leadership().borrow();
+    match leadership {
+        Leadership::Following { leader } if host.space.room() == Room::Full => {
+            leader.map(|leader| leader.node)
+        }
+        Leadership::Following { .. } | Leadership::Leading { .. } | Leadership::Failed => None,
     }
 }
 
@@ -469,8 +492,14 @@ impl Service for Handler {
         route: Route,
         requests: BoxStream<'static, AppendRequest>,
     ) -> BoxStream<'static, Result<AppendResponse>> {
-        match self.host().and_then(|host| host.registry.receiver(route)) {
-            Ok(group) => group.append_stream(requests),
+        let found = self.host().and_then(|host| {
+            let group = host.registry.receiver(route)?;
+            Ok((group, Arc::clone(&host.space)))
+        });
+        match found {
+            Ok((group, space)) => while_there_is_room(space, route, requests, |requests| {
+                group.append_stream(requests)
+            }),
             Err(error) => stream::iter([Err(error)]).boxed(),
         }
     }
@@ -480,9 +509,24 @@ impl Service for Handler {
         header: SnapshotHeader,
         chunks: BoxStream<'static, Result<Bytes>>,
     ) -> BoxFuture<'static, Result<Vote>> {
-        let group = self
-            .host()
-            .and_then(|host| host.registry.receiver(header.route));
-        async move { group?.install(header, chunks).await }.boxed()
+        let found = self.host().and_then(|host| {
+            let group = host.registry.receiver(header.route)?;
+            let space = Arc::clone(&host.space);
+            check_room(&space, Room::Enough)?;
+            Ok((group, space))
+        });
+        async move {
+            let (group, space) = found?;
+            let chunks = chunks.map(move |chunk| {
+                check_room(&space, Room::Short)?;
+                chunk
+            });
+            group.install(header, chunks.boxed()).await
+        }
+        .boxed()
+    }
+
+    fn room(&self) -> Option<Room> {
+        self.host().ok().map(|host| host.space.room())
     }
 }

@@ -1,8 +1,6 @@
 //! An open node, as its handler sees it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,18 +17,22 @@ use crate::node::members::Members;
 use crate::node::orphans::Hints;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
+use crate::node::replica::Replica;
 use crate::node::router::Router;
 use crate::node::routes::Target;
 use crate::node::splitter;
 use crate::placement::PlacementAnswer;
 use crate::placement::PlacementCommand;
 use crate::raft::Group;
+use crate::server::space::Space;
+use crate::server::space::is_enough;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ShardId;
 use crate::types::node::Identity;
 use crate::types::node::Member;
+use crate::types::node::Room;
 use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
@@ -78,57 +80,37 @@ pub struct Host {
     pub channel: Arc<dyn Channel>,
     /// When it started.
     pub started: Instant,
-    /// Free space on its disk.
+    /// Room on its disk.
     pub space: Arc<Space>,
 }
 
-/// Free space, as last looked at.
-#[derive(Debug)]
-pub struct Space {
-    free_bytes: AtomicU64,
-    reserve_bytes: u64,
-}
-
-impl Space {
-    /// Below `reserve_bytes` free, puts are refused.
-    pub fn new(reserve_bytes: u64) -> Space {
-        Space {
-            free_bytes: AtomicU64::new(u64::MAX),
-            reserve_bytes,
-        }
-    }
-
-    /// What was found free now.
-    pub fn found(&self, free_bytes: u64) {
-        self.free_bytes.store(free_bytes, Ordering::Relaxed);
-    }
-
-    /// What was last found free.
-    pub fn free_bytes(&self) -> u64 {
-        self.free_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Whether puts are refused.
-    pub fn is_short(&self) -> bool {
-        self.free_bytes() < self.reserve_bytes
-    }
-}
-
 impl Host {
-    /// Refuses what would take space when there is none left. Deletes go on, since they make room later.
-    pub fn check_space(&self, write: &Write) -> Result<()> {
-        let takes_space = match &write.kind {
+    /// Refuses what a majority of the replicas has no room for. Deletes go on longer than puts, since
+    /// they make room later. For the shard's leader.
+    pub fn check_space(&self, replica: &Replica, write: &Write) -> Result<()> {
+        let puts = match &write.kind {
             WriteKind::Keys { operations, .. } => operations
                 .iter()
                 .any(|operation| matches!(operation, Operation::Put { .. })),
             WriteKind::Range { .. } => false,
         };
-        match takes_space && self.space.is_short() {
-            true => Err(Error::NoSpace {
+        let needed = if puts { Room::Enough } else { Room::Short };
+        // It takes every entry itself, before the others do.
+        let here = self.space.room() >= needed;
+        match here && (!self.space.others_lack() || self.others_have(needed, replica)) {
+            true => Ok(()),
+            false => Err(Error::NoSpace {
                 free_bytes: self.space.free_bytes(),
             }),
-            false => Ok(()),
         }
+    }
+
+    fn others_have(&self, needed: Room, replica: &Replica) -> bool {
+        let membership = replica.group().membership();
+        is_enough(needed, &membership, |node| match node {
+            here if here == self.identity.node => Some(self.space.room()),
+            other => self.channel.room(other),
+        })
     }
 
     /// Refuses a node that nobody here has heard of. One that has just joined is heard of within a second.

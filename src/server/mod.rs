@@ -4,6 +4,8 @@
 pub mod options;
 pub mod http;
 pub mod grpc;
+pub mod space;
+mod space_driver;
 pub mod host;
 mod portion;
 pub mod handler;
@@ -30,7 +32,6 @@ use crate::engine::sled::OpenError;
 use crate::engine::sled::SledEngine;
 use crate::env::clock::Clock;
 use crate::env::files::DiskFiles;
-use crate::env::files::Files;
 use crate::env::rng::Chance;
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::TaskSet;
@@ -58,16 +59,17 @@ use crate::server::assembly::Assembly;
 use crate::server::grpc::Doors;
 use crate::server::grpc::Stop;
 use crate::server::handler::Handler;
-use crate::server::host::Space;
 use crate::server::http::Check;
 use crate::server::options::OptionError;
 use crate::server::options::Options;
+use crate::server::space::Space;
 use crate::telemetry::metrics;
 use crate::types::Incarnation;
 use crate::types::NodeId;
 use crate::types::RequestId;
 use crate::types::node::Identity;
 use crate::types::node::Member;
+use crate::types::node::Room;
 use crate::wal;
 use crate::wire::channel::GrpcChannel;
 use crate::wire::identity::IdentityCell;
@@ -79,7 +81,7 @@ pub const EXIT_BROKEN: i32 = 70;
 /// Threads of the groups' own runtime. Nothing that may block runs on them, so that a slow disk or a large
 /// scan never makes a leader look dead.
 const CONSENSUS_THREADS: usize = 2;
-/// How often free space and figures are looked at.
+/// How often figures are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stopping leader waits for its successor.
 const HANDOVER_MAX: Duration = Duration::from_secs(2);
@@ -205,14 +207,13 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let boot = boot(
         &options, engine, me.node, layout, &directory, channel, &consensus,
     );
-    let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
     let assembly = Assembly {
         identity: me,
         member,
         formed,
         members,
         boot,
-        space: Arc::clone(&space),
+        space: Space::new(options.free_space_reserve_bytes.0),
         selfcheck: selfcheck::Options {
             interval: options.self_check_interval,
             scrub_bytes_per_s: options.scrub_bytes_per_second.0,
@@ -220,7 +221,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     };
     let stores = assembly.open(&handler, &mut tasks).await?;
     let told = (&ready, &draining);
-    watch_node(&stores, &space, &directory, told, &mut tasks);
+    watch_node(&stores, told, &mut tasks);
     open_clients(clients, &grpc, readiness, options.drain_timeout, &mut doors);
     info!(cluster = %me.cluster, node = %me.node, name = options.name, clients = %addresses.0, "node started");
     Ok(Running {
@@ -523,31 +524,24 @@ fn readiness(handler: &Handler, draining: &CancellationToken) -> Vec<Check> {
     let free = host.space.free_bytes();
     checks.push(Check {
         name: "disk".into(),
-        ok: !host.space.is_short(),
+        ok: host.space.room() == Room::Enough,
         detail: format!("{free} bytes free"),
     });
     checks
 }
 
-/// Looks at free space and figures once a second, and says whether the node is ready.
+/// Looks at figures once a second, and says whether the node is ready.
 fn watch_node(
     stores: &Stores,
-    space: &Arc<Space>,
-    directory: &DataDirectory,
     (ready, draining): (&watch::Sender<bool>, &CancellationToken),
     tasks: &mut TaskSet,
 ) {
     let registry = Arc::clone(&stores.registry);
     let checkpoints = stores.checkpoints.clone();
-    let (space, path) = (Arc::clone(space), directory.path().to_path_buf());
     let (ready, draining) = (ready.clone(), draining.clone());
     tasks.spawn("watch", move |stop: CancellationToken| async move {
         let mut ticks = interval(WATCH_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let looked = path.clone();
-            let free = offload(move || DiskFiles.free_bytes(&looked)).await?;
-            space.found(free);
-            metrics::free_space(free);
             metrics::checkpoint_age(checkpoints.age());
             push_group_figures(&registry);
             metrics::upkeep();

@@ -52,7 +52,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// The engine's page cache. It takes about 2.6 times as much memory. Default 64 MiB.
     pub cache_bytes: Bytes,
-    /// With less free disk than this, client writes are refused. Default 256 MiB.
+    /// With less free disk than this, puts are refused. Half of it is really taken, and counts as free: where
+    /// others fill the disk up, deletes go on. Default 256 MiB.
     pub free_space_reserve_bytes: Bytes,
     /// How often a leader says that it is there. Default 100 ms.
     #[serde(with = "human_duration")]

@@ -1,8 +1,8 @@
 //! Real nodes as child processes: started, killed, stopped, wiped, waited for.
 //!
-//! The nodes run on loopback with ports of their own and write what they say to a file each. They may
-//! stand behind a [`Relay`], over which all that they say to each other goes. Dropping a [`Processes`]
-//! kills them.
+//! The nodes run on loopback with ports of their own, or each in a [`Place`] of its own, and write what
+//! they say to a file each. They may stand behind a [`Relay`], over which all that they say to each other
+//! goes. Dropping a [`Processes`] kills them.
 
 use std::fs;
 use std::fs::File;
@@ -46,6 +46,25 @@ pub struct Options {
     pub arguments: Vec<String>,
 }
 
+/// Where a node runs when it is not on loopback: in a network namespace, say.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its address there, which the others and this process reach.
+    pub address: Ipv4Addr,
+    /// The command that brings a program there, in front of the program: `ip netns exec n1`. It must
+    /// become the program, not wait for it.
+    pub before: Vec<String>,
+}
+
+impl Default for Place {
+    fn default() -> Place {
+        Place {
+            address: Ipv4Addr::LOCALHOST,
+            before: Vec::new(),
+        }
+    }
+}
+
 /// The nodes, numbered from 0; node 0 is named `n1`.
 #[derive(Debug)]
 pub struct Processes {
@@ -59,6 +78,7 @@ struct Node {
     name: String,
     data: PathBuf,
     log: PathBuf,
+    place: Place,
     ports: Ports,
     /// Where the others reach it: its own node port, or its door in the relay.
     reached_at: String,
@@ -85,37 +105,45 @@ enum Signal {
 impl Processes {
     /// Finds ports and makes the directories; starts nothing.
     pub fn new(options: Options) -> io::Result<Processes> {
-        Processes::with(options, None)
+        let places = vec![Place::default(); options.nodes];
+        Processes::with(options, places, None)
     }
 
     /// The same, with a relay between the nodes. Needs a runtime.
     pub fn behind(relay: Relay, options: Options) -> io::Result<Processes> {
-        Processes::with(options, Some(relay))
+        let places = vec![Place::default(); options.nodes];
+        Processes::with(options, places, Some(relay))
     }
 
-    fn with(options: Options, relay: Option<Relay>) -> io::Result<Processes> {
+    /// The same, with one node in each place. The arguments must allow it: `--insecure`.
+    pub fn at(places: Vec<Place>, options: Options) -> io::Result<Processes> {
+        Processes::with(options, places, None)
+    }
+
+    fn with(options: Options, places: Vec<Place>, relay: Option<Relay>) -> io::Result<Processes> {
+        assert_eq!(places.len(), options.nodes, "each node has one place");
         let ports = free_ports(3 * options.nodes)?;
         let mut processes = Processes {
             options,
             nodes: Vec::new(),
             relay,
         };
-        for ports in ports.chunks_exact(3) {
-            processes.put(ports, None)?;
+        for (place, ports) in places.into_iter().zip(ports.chunks_exact(3)) {
+            processes.put(place, ports, None)?;
         }
         Ok(processes)
     }
 
     /// Adds a node that is to join the others with `token`; gives its number. Starts nothing.
     pub fn add(&mut self, token: &str) -> io::Result<usize> {
-        self.put(&free_ports(3)?, Some(token.to_owned()))
+        self.put(Place::default(), &free_ports(3)?, Some(token.to_owned()))
     }
 
-    fn put(&mut self, ports: &[u16], joins: Option<String>) -> io::Result<usize> {
+    fn put(&mut self, place: Place, ports: &[u16], joins: Option<String>) -> io::Result<usize> {
         let number = self.count();
-        let mut node = Node::new(&self.options.dir, number, ports, joins)?;
+        let mut node = Node::new(&self.options.dir, number, place, ports, joins)?;
         if let Some(relay) = &mut self.relay {
-            let listens = SocketAddr::from((Ipv4Addr::LOCALHOST, node.ports.node));
+            let listens = SocketAddr::from((node.place.address, node.ports.node));
             node.reached_at = relay.add(listens)?.to_string();
         }
         self.nodes.push(node);
@@ -134,17 +162,17 @@ impl Processes {
 
     /// Where the node serves clients.
     pub fn client_address(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.nodes[node].ports.client)
+        self.nodes[node].address(self.nodes[node].ports.client)
     }
 
     /// Where the node serves other nodes: itself, not its door in a relay.
     pub fn node_address(&self, node: usize) -> String {
-        address(self.nodes[node].ports.node)
+        self.nodes[node].address(self.nodes[node].ports.node)
     }
 
     /// Where the node serves HTTP.
     pub fn http_address(&self, node: usize) -> String {
-        format!("127.0.0.1:{}", self.nodes[node].ports.http)
+        self.nodes[node].address(self.nodes[node].ports.http)
     }
 
     /// The node's data directory.
@@ -160,16 +188,16 @@ impl Processes {
         let node = &mut self.nodes[node];
         assert!(node.child.is_none(), "{} runs already", node.name);
         let log = node.open_log()?;
-        let child = Command::new(&self.options.binary)
+        let child = command(&node.place, &self.options.binary)
             .arg("serve")
             .args(["--name", &node.name])
             .arg("--data-dir")
             .arg(&node.data)
             .args(membership)
-            .args(["--listen-client", &address(node.ports.client)])
-            .args(["--listen-node", &address(node.ports.node)])
+            .args(["--listen-client", &node.address(node.ports.client)])
+            .args(["--listen-node", &node.address(node.ports.node)])
             .args(["--advertise-node", &node.reached_at])
-            .args(["--listen-http", &address(node.ports.http)])
+            .args(["--listen-http", &node.address(node.ports.http)])
             .args(arguments)
             // Held open as long as the child is: a node does not outlive a test that was killed.
             .arg("--stop-on-stdin-close")
@@ -355,7 +383,13 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 const LINES_SHOWN: usize = 40;
 
 impl Node {
-    fn new(dir: &Path, number: usize, ports: &[u16], joins: Option<String>) -> io::Result<Node> {
+    fn new(
+        dir: &Path,
+        number: usize,
+        place: Place,
+        ports: &[u16],
+        joins: Option<String>,
+    ) -> io::Result<Node> {
         let name = format!("n{}", number + 1);
         let data = dir.join(&name);
         fs::create_dir_all(&data)?;
@@ -368,10 +402,15 @@ impl Node {
                 node: ports[1],
                 http: ports[2],
             },
-            reached_at: address(ports[1]),
+            reached_at: format!("{}:{}", place.address, ports[1]),
+            place,
             joins,
             child: None,
         })
+    }
+
+    fn address(&self, port: u16) -> String {
+        format!("{}:{port}", self.place.address)
     }
 
     /// As it stands in `--initial-cluster`.
@@ -432,8 +471,16 @@ fn not_running(name: &str) -> io::Error {
     io::Error::new(ErrorKind::NotFound, format!("{name} does not run"))
 }
 
-fn address(port: u16) -> String {
-    format!("127.0.0.1:{port}")
+/// The program, brought to its place.
+fn command(place: &Place, binary: &Path) -> Command {
+    match place.before.as_slice() {
+        [] => Command::new(binary),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(binary);
+            command
+        }
+    }
 }
 
 fn last_lines(text: &str) -> String {

@@ -33,6 +33,17 @@ pub struct Member {
     pub client_address: String,
 }
 
+/// How much room a node's disk has; more is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// None: it takes no more entries.
+    Full,
+    /// Less than it keeps in reserve: it takes what is under way, and deletes.
+    Short,
+    /// It takes everything.
+    Enough,
+}
+
 /// A node that asks to become a member.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Newcomer {

@@ -35,6 +35,7 @@ use tonic::metadata::MetadataMap;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::types::node::Room;
 use crate::wire::convert::transport;
 use crate::wire::lane::Connection;
 use crate::wire::lane::Lane;
@@ -65,6 +66,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Carriers {
     current: tokio::sync::Mutex<Option<Arc<Carrier>>>,
+    room: Arc<Mutex<Option<Room>>>,
 }
 
 impl Carriers {
@@ -82,9 +84,16 @@ impl Carriers {
             return Ok(carrier.clone());
         }
         *current = None;
-        let carrier = Arc::new(Carrier::open(lane, headers, what).await?);
+        let room = Arc::clone(&self.room);
+        let carrier = Arc::new(Carrier::open(lane, headers, what, room).await?);
         *current = Some(carrier.clone());
         Ok(carrier)
+    }
+
+    /// How much room the node's disk has, by its last answer; `None` before the first, and after the
+    /// stream broke.
+    pub fn room(&self) -> Option<Room> {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,7 +107,12 @@ pub struct Carrier {
 }
 
 impl Carrier {
-    async fn open(lane: &Arc<Lane>, headers: MetadataMap, what: &Arc<str>) -> Result<Carrier> {
+    async fn open(
+        lane: &Arc<Lane>,
+        headers: MetadataMap,
+        what: &Arc<str>,
+        room: Arc<Mutex<Option<Room>>>,
+    ) -> Result<Carrier> {
         let connection = lane.connection().await?;
         let outbox = Arc::new(Outbox::default());
         let frames = Taker::of(outbox.clone()).map(|frames| v1::AppendRequest { frames });
@@ -124,6 +138,7 @@ impl Carrier {
             lane: lane.clone(),
             connection,
             what: what.clone(),
+            room,
         };
         let inlets = reader.inlets.clone();
         Ok(Carrier {
@@ -272,6 +287,8 @@ struct Reader {
     lane: Arc<Lane>,
     connection: Connection,
     what: Arc<str>,
+    /// What the receiver's disk has; said beside the answers.
+    room: Arc<Mutex<Option<Room>>>,
 }
 
 impl Reader {
@@ -279,6 +296,7 @@ impl Reader {
         let error = loop {
             match self.answers.message().await {
                 Ok(Some(message)) => {
+                    self.hear(transport::room_of(message.room));
                     message
                         .frames
                         .into_iter()
@@ -294,8 +312,13 @@ impl Reader {
             }
         };
         tracing::debug!(peer = %self.what, %error, "append stream broke");
+        self.hear(None);
         self.inlets.break_with(error);
         self.outbox.close();
+    }
+
+    fn hear(&self, room: Option<Room>) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
     }
 }
 

@@ -34,6 +34,7 @@ use crate::types::ClusterId;
 use crate::types::NodeId;
 use crate::types::log::Vote;
 use crate::types::node::Member;
+use crate::types::node::Room;
 use crate::wire::appends;
 use crate::wire::appends::Carriers;
 use crate::wire::convert::cluster;
@@ -154,6 +155,12 @@ impl Channel for GrpcChannel {
         let what = format!("{} at {address}", member.id);
         let peer = Peer::new(&address.clone(), what, Some(member.clone()));
         nodes.insert(member.id, Arc::new(peer));
+    }
+
+    fn room(&self, node: NodeId) -> Option<Room> {
+        let nodes = &self.shared.nodes;
+        let nodes = nodes.read().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(&node)?.beats.room()
     }
 }
 

@@ -29,6 +29,7 @@ use crate::types::log::LogEntry;
 use crate::types::log::Vote;
 use crate::types::node::Member;
 use crate::types::node::Newcomer;
+use crate::types::node::Room;
 use crate::types::placement::Changes;
 use crate::types::placement::PlacementAnswer;
 use crate::types::placement::PlacementCommand;
@@ -61,6 +62,11 @@ pub trait Service: Send + Sync + 'static {
         snapshot: SnapshotHeader,
         chunks: BoxStream<'static, Result<Bytes>>,
     ) -> BoxFuture<'static, Result<Vote>>;
+
+    /// How much room the node's disk has; said beside answers to appends. `None`: not known.
+    fn room(&self) -> Option<Room> {
+        None
+    }
 }
 
 /// Appends of one replica that may wait for their answer. Full: no more are taken from the sender.
@@ -76,6 +82,12 @@ pub trait Channel: Send + Sync + 'static {
 
     /// Learns where a node is, or that it has moved.
     fn learn(&self, member: Member);
+
+    /// How much room a node's disk has, by its last answer to a heartbeat. `None`: not known, or its
+    /// connection has broken since.
+    fn room(&self, _node: NodeId) -> Option<Room> {
+        None
+    }
 }
 
 /// A request with what holds for every kind of it.
@@ -151,6 +163,36 @@ impl Request {
             Request::Write(write) => Some(write.id),
             _ => None,
         }
+    }
+
+    /// Whether it reads what was last acknowledged.
+    pub fn is_linearizable_read(&self) -> bool {
+        let read = match self {
+            Request::Get(get) => get.read,
+            Request::BatchGet(get) => get.read,
+            Request::Scan(scan) => scan.read,
+            Request::Write(_)
+            | Request::SplitShard(_)
+            | Request::Status(_)
+            | Request::TransferLeader(_)
+            | Request::ReadPosition(_)
+            | Request::Vote(..)
+            | Request::Append(..)
+            | Request::TakeLead(..)
+            | Request::Form(_)
+            | Request::Join(_)
+            | Request::Placement(_)
+            | Request::Report(_)
+            | Request::Locate(_)
+            | Request::Routes(_)
+            | Request::CreateReplica(_)
+            | Request::Membership(_)
+            | Request::ReplicaLeft(_)
+            | Request::AddReplica(_)
+            | Request::RemoveReplica(_)
+            | Request::CheckReplica(..) => return false,
+        };
+        read == ReadKind::Linearizable
     }
 
     /// Where the shard is that a request is for; `None` where it is for no shard, or for a group by

@@ -38,7 +38,7 @@ use quorate::raft;
 use quorate::raft::Leadership;
 use quorate::server::handler::Handler;
 use quorate::server::host::Host;
-use quorate::server::host::Space;
+use quorate::server::space::Space;
 use quorate::shard::StateHash;
 use quorate::testkit::disk::CrashDisk;
 use quorate::types::ClusterId;

@@ -21,7 +21,7 @@ use quorate::node::selfcheck;
 use quorate::raft;
 use quorate::server::assembly::Assembly;
 use quorate::server::handler::Handler;
-use quorate::server::host::Space;
+use quorate::server::space::Space;
 use quorate::testkit::disk::CrashDisk;
 use quorate::types::ClusterId;
 use quorate::types::Incarnation;
@@ -44,6 +44,8 @@ use crate::trace::Trace;
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 /// The clocks of a run begin here: some day.
 const EPOCH_MS: u64 = 1_750_000_000_000;
+/// A disk has room or none.
+const RESERVE_BYTES: u64 = 1_000;
 /// A node that ended because its disk failed is started again after this long.
 const REPAIR: Duration = Duration::from_millis(700);
 
@@ -81,7 +83,6 @@ struct Node {
 pub struct Opened {
     pub registry: Arc<Registry>,
     pub checkpoints: Checkpoints,
-    space: Arc<Space>,
 }
 
 /// Nodes that have ended.
@@ -138,7 +139,6 @@ impl Cluster {
             Ok(assembly) => assembly,
             Err(error) => return seat.stay_down(&error.to_string()),
         };
-        let space = Arc::clone(&assembly.space);
         let reached = handler.clone();
         tokio::spawn(life.clone().live(async move {
             let mut tasks = TaskSet::new();
@@ -147,7 +147,6 @@ impl Cluster {
                     *lock(&opened) = Some(Opened {
                         registry: Arc::clone(&stores.registry),
                         checkpoints: stores.checkpoints.clone(),
-                        space,
                     });
                     let failed = tasks.failed().await.to_string();
                     drop(stores);
@@ -288,16 +287,6 @@ impl Cluster {
         self.seats.iter_mut().for_each(|seat| seat.may_fail = false);
     }
 
-    /// Tells the nodes how much room their disks have.
-    pub fn look_at_space(&self) {
-        for seat in &self.seats {
-            let full = seat.disk.is_full();
-            if let Some(opened) = seat.opened() {
-                opened.space.found(if full { 0 } else { u64::MAX });
-            }
-        }
-    }
-
     /// The nodes that are open.
     pub fn open(&self) -> Vec<(NodeId, Opened)> {
         let open = self.seats.iter();
@@ -403,7 +392,7 @@ impl Seat {
                 consensus: Handle::current(),
                 fail: Arc::new(failing),
             },
-            space: Arc::new(Space::new(1)),
+            space: Space::new(RESERVE_BYTES),
             selfcheck: selfcheck::Options {
                 interval: Duration::from_secs(2),
                 scrub_bytes_per_s: 1024 * 1024,

@@ -26,6 +26,7 @@ use quorate::server::handler::Handler;
 use quorate::types::NodeId;
 use quorate::types::log::Vote;
 use quorate::types::node::Member;
+use quorate::types::node::Room;
 use quorate::wire::request::APPENDS_IN_FLIGHT_MAX;
 use quorate::wire::request::AppendRequest;
 use quorate::wire::request::AppendResponse;
@@ -201,6 +202,13 @@ impl Channel for Port {
     }
 
     fn learn(&self, _member: Member) {}
+
+    /// What the last answer said: nothing of a node that is not reached.
+    fn room(&self, node: NodeId) -> Option<Room> {
+        let is_cut = self.net.state().weather.cut.contains(&(node, self.from));
+        let reached = self.net.find(node).ok().filter(|_| !is_cut)?;
+        reached.handler.room()
+    }
 }
 
 #[derive(Clone)]

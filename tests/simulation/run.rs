@@ -298,7 +298,6 @@ impl Run {
         for surprise in buried.surprises {
             self.watch.complain(surprise);
         }
-        self.cluster.look_at_space();
         self.looks += 1;
         let deep = self.looks.is_multiple_of(DEEP);
         for (id, opened) in self.cluster.open() {

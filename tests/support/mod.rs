@@ -7,6 +7,7 @@
 pub mod connect;
 pub mod disk;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -22,7 +23,11 @@ use quorate::testkit::workload::Nodes;
 use quorate::testkit::workload::RequestIds;
 use quorate::testkit::workload::Workload;
 use quorate::types::GroupId;
+use quorate::types::Key;
+use quorate::types::KeyRange;
 use quorate::types::RequestId;
+use quorate::types::request::ReadKind;
+use quorate::types::request::Versioned;
 use quorate::wire::request::GroupStatus;
 use quorate::wire::request::NodeStatus;
 
@@ -59,9 +64,18 @@ impl Rig {
 
     /// So many nodes in a directory of their own, formed and ready.
     pub async fn start_of(count: usize, arguments: &[&str]) -> Rig {
+        Rig::start_made(count, arguments, |options| Processes::new(options).unwrap()).await
+    }
+
+    /// The same, with processes that `make` puts where they belong.
+    pub async fn start_made(
+        count: usize,
+        arguments: &[&str],
+        make: impl FnOnce(Options) -> Processes,
+    ) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_quorate"));
-        let mut rig = Rig::of(count, &binary, dir.path(), arguments);
+        let mut rig = Rig::of(count, &binary, dir.path(), arguments, make);
         rig._dir = Some(dir);
         rig.processes.start_all().unwrap();
         rig.ready(&(0..count).collect::<Vec<_>>()).await;
@@ -70,7 +84,8 @@ impl Rig {
 
     /// Three nodes below `dir`, not started.
     pub fn new(binary: &Path, dir: &Path, arguments: &[&str]) -> Rig {
-        Rig::of(3, binary, dir, arguments)
+        let make = |options| Processes::new(options).unwrap();
+        Rig::of(3, binary, dir, arguments, make)
     }
 
     /// Adds a node that is to join with `token`; gives its number. Starts nothing.
@@ -81,9 +96,15 @@ impl Rig {
         added
     }
 
-    fn of(count: usize, binary: &Path, dir: &Path, arguments: &[&str]) -> Rig {
+    fn of(
+        count: usize,
+        binary: &Path,
+        dir: &Path,
+        arguments: &[&str],
+        make: impl FnOnce(Options) -> Processes,
+    ) -> Rig {
         let alone = alone();
-        let processes = Processes::new(Options {
+        let processes = make(Options {
             binary: binary.to_owned(),
             nodes: count,
             dir: dir.to_owned(),
@@ -92,8 +113,7 @@ impl Rig {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-        })
-        .unwrap();
+        });
         let addresses: Vec<String> = (0..count)
             .map(|node| processes.client_address(node))
             .collect();
@@ -174,6 +194,13 @@ pub async fn answered(workload: &Workload, count: usize, what: &str) {
     assert!(reached, "{what}: less than {count} writes in {READY:?}");
 }
 
+/// Every key below `prefix` with its newest version.
+pub async fn newest(nodes: &Nodes, prefix: &str) -> BTreeMap<Key, Versioned> {
+    let range = KeyRange::of_prefix(prefix.as_bytes());
+    let found = workload::scan(nodes, range, ReadKind::Linearizable).await;
+    found.unwrap()
+}
+
 /// Stops the writers, learns every unknown outcome, and holds the cluster to every answer.
 pub async fn stop_and_verify(workload: Workload, prefix: &str, nodes: &Nodes) -> History {
     let mut history = workload.stop().await;
@@ -202,7 +229,7 @@ pub fn none_of(complaints: &[String], what: &str) {
 }
 
 /// One cluster at a time on one machine, whichever runner starts the tests: two starve each other.
-fn alone() -> File {
+pub fn alone() -> File {
     let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("one-cluster-at-a-time");
     let lock = File::create(lock).unwrap();
     lock.lock().unwrap();

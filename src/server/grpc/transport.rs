@@ -87,8 +87,9 @@ impl Transport for TransportDoor {
     ) -> Result<Response<Answers>, Status> {
         self.door.enter(request.metadata())?;
         let outbox = Arc::new(Outbox::default());
+        let service = self.door.service.clone();
         let carrier = Carrier {
-            service: self.door.service.clone(),
+            service: service.clone(),
             outbox: outbox.clone(),
             streams: HashMap::new(),
             tasks: JoinSet::new(),
@@ -96,6 +97,7 @@ impl Transport for TransportDoor {
         let run = carrier.run(request.into_inner(), self.closing.clone());
         Ok(Response::new(Answers {
             frames: Taker::of(outbox),
+            service,
             _carrier: AbortOnDropHandle::new(tokio::spawn(run)),
         }))
     }
@@ -292,6 +294,7 @@ fn chunks_of(parts: Streaming<v1::SnapshotRequest>) -> BoxStream<'static, Result
 /// Frames that go back to the sender. Dropping them ends everything that belongs to the connection.
 pub struct Answers {
     frames: Taker,
+    service: Arc<dyn Service>,
     _carrier: AbortOnDropHandle<()>,
 }
 
@@ -300,7 +303,10 @@ impl Stream for Answers {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let frames = self.frames.poll_next_unpin(context);
-        frames.map(|frames| frames.map(|frames| Ok(v1::AppendResponse { frames })))
+        frames.map(|frames| {
+            let room = convert::room_out(self.service.room()).into();
+            frames.map(|frames| Ok(v1::AppendResponse { frames, room }))
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use crate::types::Timestamp;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
 use crate::types::log::Vote;
+use crate::types::node::Room;
 use crate::types::shard::Chain;
 use crate::types::shard::Link;
 use crate::types::shard::ShardDescriptor;
@@ -175,6 +176,26 @@ fn entry_of(entry: v1::Entry) -> Result<LogEntry> {
         }
     };
     Ok(LogEntry { position, payload })
+}
+
+/// The wire form of a node's room.
+pub fn room_out(room: Option<Room>) -> v1::Room {
+    match room {
+        Some(Room::Enough) => v1::Room::Enough,
+        Some(Room::Short) => v1::Room::Short,
+        Some(Room::Full) => v1::Room::Full,
+        None => v1::Room::Unspecified,
+    }
+}
+
+/// Reads it. A number of a later version says nothing.
+pub fn room_of(room: i32) -> Option<Room> {
+    match v1::Room::try_from(room) {
+        Ok(v1::Room::Enough) => Some(Room::Enough),
+        Ok(v1::Room::Short) => Some(Room::Short),
+        Ok(v1::Room::Full) => Some(Room::Full),
+        Ok(v1::Room::Unspecified) | Err(_) => None,
+    }
 }
 
 /// The answer to an append as it is sent.
