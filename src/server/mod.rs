@@ -156,12 +156,32 @@ pub struct Running {
     _directory: DataDirectory,
 }
 
+/// What a node stands on.
+#[derive(Clone)]
+pub struct Machine {
+    /// Where it keeps its log and what it knows of its cluster.
+    pub files: Arc<dyn Files>,
+    /// Its wall time.
+    pub clock: Clock,
+}
+
+impl Default for Machine {
+    /// The machine's own files and clock.
+    fn default() -> Machine {
+        Machine {
+            files: Arc::new(DiskFiles),
+            clock: Clock::system(),
+        }
+    }
+}
+
 /// Starts a node and returns when it takes requests. The first start returns when the cluster has formed,
 /// which waits for the other listed nodes. Dropping it half-way is like a crash.
-pub async fn start(options: Options) -> Result<Running, StartError> {
+pub async fn start(options: Options, machine: Machine) -> Result<Running, StartError> {
     options.validate()?;
     metrics::install();
-    let directory = open_directory(&options).await?;
+    let files = &machine.files;
+    let directory = open_directory(&options, files).await?;
     let clients = listen(options.listen_client, "--listen-client").await?;
     let nodes = listen(options.listen_node, "--listen-node").await?;
     let http = listen(options.listen_http, "--listen-http").await?;
@@ -191,7 +211,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let (formed, directory) = driver.run().await?;
     let layout = layout(&formed);
     let member = introduce(&options, &formed, &directory, &identity)?;
-    let members = open_members(&directory, &channel, &layout, &member).await?;
+    let members = open_members(files, &directory, &channel, &layout, &member).await?;
     members.learn(joined).await.map_err(members_failed)?;
     let me = Identity {
         cluster: formed.cluster,
@@ -203,7 +223,13 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let mut tasks = TaskSet::new();
     let engine = open_engine(&options, &directory).await?;
     let boot = boot(
-        &options, engine, me.node, layout, &directory, channel, &consensus,
+        &options,
+        engine,
+        me.node,
+        layout,
+        &directory,
+        (channel, machine.clone()),
+        &consensus,
     );
     let space = Arc::new(Space::new(options.free_space_reserve_bytes.0));
     let assembly = Assembly {
@@ -220,7 +246,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     };
     let stores = assembly.open(&handler, &mut tasks).await?;
     let told = (&ready, &draining);
-    watch_node(&stores, &space, &directory, told, &mut tasks);
+    watch_node(&stores, &space, (files, &directory), told, &mut tasks);
     open_clients(clients, &grpc, readiness, options.drain_timeout, &mut doors);
     info!(cluster = %me.cluster, node = %me.node, name = options.name, clients = %addresses.0, "node started");
     Ok(Running {
@@ -262,10 +288,13 @@ impl Running {
     }
 }
 
-async fn open_directory(options: &Options) -> Result<DataDirectory, StartError> {
+async fn open_directory(
+    options: &Options,
+    files: &Arc<dyn Files>,
+) -> Result<DataDirectory, StartError> {
     let (path, name) = (options.data_dir.clone(), options.name.clone());
-    let fresh = Incarnation(Chance.bytes());
-    Ok(offload(move || DataDirectory::open(Arc::new(DiskFiles), &path, &name, fresh)).await?)
+    let (files, fresh) = (Arc::clone(files), Incarnation(Chance.bytes()));
+    Ok(offload(move || DataDirectory::open(files, &path, &name, fresh)).await?)
 }
 
 async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
@@ -334,14 +363,15 @@ async fn maybe_join(
 
 /// Opens the memory of who the members are, this one among them.
 async fn open_members(
+    files: &Arc<dyn Files>,
     directory: &DataDirectory,
     channel: &Arc<dyn Channel>,
     layout: &InitialLayout,
     own: &Member,
 ) -> Result<Arc<Members>, StartError> {
     let (path, channel) = (directory.path().to_path_buf(), Arc::clone(channel));
-    let (own, given) = (own.clone(), layout.members.clone());
-    let open = move || Members::open(Arc::new(DiskFiles), &path, channel, own, given);
+    let (files, own, given) = (Arc::clone(files), own.clone(), layout.members.clone());
+    let open = move || Members::open(files, &path, channel, own, given);
     offload(open).await.map(Arc::new).map_err(members_failed)
 }
 
@@ -398,7 +428,7 @@ fn boot(
     node: NodeId,
     layout: InitialLayout,
     directory: &DataDirectory,
-    channel: Arc<dyn Channel>,
+    (channel, machine): (Arc<dyn Channel>, Machine),
     consensus: &Consensus,
 ) -> Boot {
     Boot {
@@ -408,8 +438,8 @@ fn boot(
         wal_directory: directory.wal(),
         engine,
         checkpoint_interval: options.checkpoint_interval,
-        files: Arc::new(DiskFiles),
-        clock: Clock::system(),
+        files: machine.files,
+        clock: machine.clock,
         channel,
         wal: wal::Options {
             segment_bytes: options.log_segment_bytes.0,
@@ -533,19 +563,20 @@ fn readiness(handler: &Handler, draining: &CancellationToken) -> Vec<Check> {
 fn watch_node(
     stores: &Stores,
     space: &Arc<Space>,
-    directory: &DataDirectory,
+    (files, directory): (&Arc<dyn Files>, &DataDirectory),
     (ready, draining): (&watch::Sender<bool>, &CancellationToken),
     tasks: &mut TaskSet,
 ) {
     let registry = Arc::clone(&stores.registry);
     let checkpoints = stores.checkpoints.clone();
     let (space, path) = (Arc::clone(space), directory.path().to_path_buf());
+    let files = Arc::clone(files);
     let (ready, draining) = (ready.clone(), draining.clone());
     tasks.spawn("watch", move |stop: CancellationToken| async move {
         let mut ticks = interval(WATCH_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let looked = path.clone();
-            let free = offload(move || DiskFiles.free_bytes(&looked)).await?;
+            let (files, looked) = (Arc::clone(&files), path.clone());
+            let free = offload(move || files.free_bytes(&looked)).await?;
             space.found(free);
             metrics::free_space(free);
             metrics::checkpoint_age(checkpoints.age());
