@@ -174,8 +174,26 @@ mod tests {
 
     #[test]
     fn a_schedule_follows_from_its_seed() {
-        let expected = "";
-        assert_eq!(transcript(7).join("\n"), expected);
+        let expected = [
+            " 3000 +2768 kill -9 n1",
+            " 6778 +329  kill -9 n4, n1, n3, n5, n2",
+            " 8789 +3661 cut n1↔n4 n1↔n3 n3↔n5 n2↔n5 n2↔n4",
+            "13571 +2898 cut n2↔n5 n2↔n3 n4↔n5 n3↔n4 n1↔n2 n1↔n4",
+            "17578 +3595 n1↔n3 n1↔n5 n1↔n4 n1↔n2 +90 ms, jitter 45 ms",
+            "24101 +3126 15 % lost between all",
+            " 3602 MoveLeader 34",
+            " 6240 MoveLeader 42",
+            " 8912 MoveLeader 61",
+            "11637 MoveLeader 43",
+            "13359 Split 65",
+            "15359 MoveReplica 49",
+            "18274 MoveReplica 49",
+            "20086 MoveReplica 63",
+            "23743 MoveLeader 39",
+            "26338 MoveLeader 9",
+            "28763 Split 71",
+        ];
+        assert_eq!(transcript(7), expected);
         assert_eq!(transcript(7), transcript(7));
         assert_ne!(transcript(7), transcript(8));
     }
