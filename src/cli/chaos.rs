@@ -1,6 +1,7 @@
 //! `quorate chaos`: faults on a throw-away cluster, and a verdict on what clients were told.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::cli::progress::Meter;
 use crate::env::clock::Clock;
 use crate::env::rng::Chance;
 use crate::testkit::chaos::check::check;
+use crate::testkit::chaos::containers::Containers;
 use crate::testkit::chaos::driver;
 use crate::testkit::chaos::driver::Now;
 use crate::testkit::chaos::driver::Plan;
@@ -76,6 +78,10 @@ pub struct ChaosArgs {
     /// How many nodes
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u64).range(3..=9))]
     nodes: u64,
+    /// Instead of processes, the containers of this compose file, which must be up. They stay; keys
+    /// below chaos/ and cuts of shards are left in them
+    #[arg(long, value_name = "FILE", conflicts_with = "nodes")]
+    compose: Option<PathBuf>,
     /// How long faults go on, 10s to 24h
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     duration: Duration,
@@ -122,26 +128,38 @@ pub async fn run(args: ChaosArgs, context: &Context) -> Result<(), Failure> {
     if args.list_faults {
         return list_faults(context);
     }
-    let kinds = kinds(&args)?;
+    let containers = args.compose.as_deref().map(containers).transpose()?;
+    let count = match &containers {
+        Some(containers) => containers.count(),
+        None => usize::try_from(args.nodes).unwrap_or(usize::MAX),
+    };
+    let kinds = kinds(&args, count)?;
     let seed = args.seed.unwrap_or_else(|| Chance.below(SEEDS));
     let report = report_path(&args, seed)?;
     let command = command(&args, seed);
     context.world.tell(format!("seed {seed}; again: {command}"));
     let directory = Directory::make(seed)?;
-    let ran = drive(&args, &kinds, seed, &directory, context).await;
+    let plan = Plan {
+        schedule: schedule(seed, &kinds, count, args.duration),
+        duration: args.duration,
+        mix: mix_options(&args, seed),
+        changes: !args.no_moves,
+    };
+    let nodes = match containers {
+        Some(containers) => Ok(Nodes::Containers(containers)),
+        None => processes(count, seed, &directory),
+    };
+    let ran = match nodes {
+        Ok(mut nodes) => drive(&mut nodes, &plan, context).await,
+        Err(error) => Err(could_not_run(&error)),
+    };
     let findings = ran.map_err(|failure| {
         let kept = directory.kept();
         failure.while_doing(format!("the nodes' logs are in {}", kept.display()))
     })?;
     context.world.tell("looking for an order of everything");
     let outcome = tokio::task::spawn_blocking(move || {
-        let all: Vec<_> = findings
-            .history
-            .iter()
-            .chain(&findings.finals)
-            .cloned()
-            .collect();
-        let order = check(&all);
+        let order = check(findings.history.clone(), &findings.finals);
         let outcome = judge(&findings, order);
         (findings, outcome)
     });
@@ -151,6 +169,9 @@ pub async fn run(args: ChaosArgs, context: &Context) -> Result<(), Failure> {
     fs::write(&report, report::html(&findings, &outcome, &command))
         .map_err(|error| Failure::from(error).while_doing(format!("write {}", report.display())))?;
     let kept = (args.keep || outcome.verdict != Verdict::Good).then(|| directory.kept());
+    if let Some(kept) = &kept {
+        keep_history(&findings, kept)?;
+    }
     print(&findings, &outcome, &report, kept.as_deref(), context)?;
     end(&outcome)
 }
@@ -183,9 +204,28 @@ fn list_faults(context: &Context) -> Result<(), Failure> {
     context.world.print(" all stands for all of them\n")
 }
 
-/// The kinds that are asked for and possible. What is named by itself and not possible is refused.
-fn kinds(args: &ChaosArgs) -> Result<Vec<Kind>, Failure> {
-    let nodes = usize::try_from(args.nodes).unwrap_or(usize::MAX);
+fn containers(file: &Path) -> Result<Containers, Failure> {
+    let refuse = |why: String| Failure::bad_input(format!("--compose: {why}"));
+    if !file.is_file() {
+        return Err(refuse(format!("there is no file {}", file.display())));
+    }
+    let containers = Containers::find(file).map_err(|error| refuse(error.to_string()))?;
+    match containers.count() {
+        3..=9 => Ok(containers),
+        count => Err(refuse(format!("{count} services; 3 to 9 are needed"))),
+    }
+}
+
+/// The program itself, so many times.
+fn processes(count: usize, seed: u64, directory: &Directory) -> std::io::Result<Nodes> {
+    let binary = std::env::current_exe()?;
+    let flags = SERVE_FLAGS.iter().map(ToString::to_string).collect();
+    Nodes::processes(binary, count, directory.path.clone(), flags, seed)
+}
+
+/// The kinds that are asked for and possible on so many nodes. What is named by itself and not possible
+/// is refused.
+fn kinds(args: &ChaosArgs, nodes: usize) -> Result<Vec<Kind>, Failure> {
     let mut kinds = Vec::new();
     for word in &args.faults {
         let named = fault::named(word).ok_or_else(|| {
@@ -201,10 +241,21 @@ fn kinds(args: &ChaosArgs) -> Result<Vec<Kind>, Failure> {
                     "--faults: {word} needs --nodes {least} or more"
                 )));
             }
-            if nodes >= least && !kinds.contains(&kind) {
+            let possible = args.compose.is_none() || kind.is_for_containers();
+            if !possible && alone {
+                return Err(Failure::bad_input(format!(
+                    "--faults: {word} cannot be done to containers"
+                )));
+            }
+            if possible && nodes >= least && !kinds.contains(&kind) {
                 kinds.push(kind);
             }
         }
+    }
+    if kinds.is_empty() {
+        return Err(Failure::bad_input(
+            "--faults: none of these can be done to containers",
+        ));
     }
     Ok(kinds)
 }
@@ -227,6 +278,7 @@ fn report_path(args: &ChaosArgs, seed: u64) -> Result<PathBuf, Failure> {
 fn command(args: &ChaosArgs, seed: u64) -> String {
     let ChaosArgs {
         nodes,
+        compose,
         duration,
         faults,
         list_faults: _,
@@ -242,9 +294,12 @@ fn command(args: &ChaosArgs, seed: u64) -> String {
     let duration = humantime::format_duration(*duration).to_string();
     let duration = duration.replace(' ', "");
     let faults = faults.join(",");
+    let which = match compose {
+        Some(file) => format!("--compose {}", file.display()),
+        None => format!("--nodes {nodes}"),
+    };
     let mut command = format!(
-        "quorate chaos --seed {seed} --nodes {nodes} --duration {duration} --faults {faults} \
-         --clients {clients} --rate {rate} --keys {keys} --value-size {value_size}"
+        "quorate chaos --seed {seed} {which} --duration {duration} --faults {faults} --clients {clients} --rate {rate} --keys {keys} --value-size {value_size}"
     );
     if *no_moves {
         command += " --no-moves";
@@ -252,33 +307,16 @@ fn command(args: &ChaosArgs, seed: u64) -> String {
     command
 }
 
-/// Brings the cluster up, hurts it, and ends it.
-async fn drive(
-    args: &ChaosArgs,
-    kinds: &[Kind],
-    seed: u64,
-    directory: &Directory,
-    context: &Context,
-) -> Result<Findings, Failure> {
-    let count = usize::try_from(args.nodes).unwrap_or(usize::MAX);
-    let plan = Plan {
-        schedule: schedule(seed, kinds, count, args.duration),
-        duration: args.duration,
-        mix: mix_options(args, seed),
-        changes: !args.no_moves,
-    };
-    let binary = std::env::current_exe()?;
-    let flags = SERVE_FLAGS.iter().map(ToString::to_string).collect();
-    let mut nodes = Nodes::processes(binary, count, directory.path.clone(), flags, seed)
-        .map_err(|error| could_not_run(&error))?;
+/// Hurts the nodes as planned and puts them right, and says how far it is.
+async fn drive(nodes: &mut Nodes, plan: &Plan, context: &Context) -> Result<Findings, Failure> {
     let (show, now) = watch::channel(Now::default());
     let (stop, stopped) = watch::channel(false);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut meter = Meter::start(&context.world, args.duration);
+    let mut meter = Meter::start(&context.world, plan.duration);
     let mut ticks = tokio::time::interval(Duration::from_millis(200));
     let channel = context.world.channel();
-    let mut running = Box::pin(driver::run(&mut nodes, channel, &plan, &show, stopped));
+    let mut running = Box::pin(driver::run(nodes, channel, plan, &show, stopped));
     let findings = loop {
         let asked = tokio::select! {
             biased;
@@ -304,7 +342,6 @@ async fn drive(
         meter.show(now.since, &line(&now, plan.schedule.faults.len()));
     };
     meter.clear();
-    drop(running);
     findings.map_err(|error| could_not_run(&error))
 }
 
@@ -464,6 +501,16 @@ fn end(outcome: &Outcome) -> Result<(), Failure> {
     Err(Failure::new(code, outcome.reasons.join("; ")))
 }
 
+/// Everything that clients asked and were told, one request on a line.
+fn keep_history(findings: &Findings, directory: &Path) -> Result<(), Failure> {
+    let path = directory.join("history.txt");
+    let mut file = std::io::BufWriter::new(fs::File::create(path)?);
+    for observed in findings.history.iter().chain(&findings.finals) {
+        writeln!(file, "{observed:?}")?;
+    }
+    Ok(file.flush()?)
+}
+
 /// Where the nodes keep their data; removed when dropped, unless it is kept.
 struct Directory {
     path: PathBuf,
@@ -503,6 +550,8 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
     use crate::cli::Verb;
+    use crate::testkit::chaos::outcome;
+    use crate::testkit::mix::model::Lie;
 
     fn parse(flags: &str) -> Result<ChaosArgs, String> {
         let words = ["quorate", "chaos"]
@@ -535,8 +584,13 @@ mod tests {
             ),
             ("--faults ring", "ring needs --nodes 4"),
             ("--faults kill,", "\"\" is no kind of fault"),
+            (
+                "--compose c --faults clock",
+                "clock cannot be done to containers",
+            ),
+            ("--compose c --faults disk", "none of these"),
         ] {
-            let failure = kinds(&parse(flags).unwrap()).unwrap_err();
+            let failure = kinds(&parse(flags).unwrap(), 3).unwrap_err();
             assert_eq!(failure.exit_code, 3);
             let said = failure.to_string();
             assert!(said.contains(words), "{flags}: {said}");
@@ -545,11 +599,30 @@ mod tests {
 
     #[test]
     fn a_group_leaves_out_what_is_not_possible() {
-        let three = kinds(&parse("--faults all").unwrap()).unwrap();
-        let five = kinds(&parse("--faults all --nodes 5").unwrap()).unwrap();
+        let all = parse("--faults all").unwrap();
+        let (three, five) = (kinds(&all, 3).unwrap(), kinds(&all, 5).unwrap());
         assert_eq!((three.len(), five.len()), (20, 21));
-        let twice = kinds(&parse("--faults kill,kills").unwrap()).unwrap();
+        let containers = parse("--compose compose.yaml --faults all").unwrap();
+        assert_eq!(kinds(&containers, 3).unwrap().len(), 10);
+        let twice = kinds(&parse("--faults kill,kills").unwrap(), 3).unwrap();
         assert_eq!(twice.len(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_lies_ends_with_one_and_its_report_shows_the_evidence() {
+        let findings = outcome::tests::findings(Lie::LosesWrites, 3).await;
+        let order = check(findings.history.clone(), &findings.finals);
+        let outcome = judge(&findings, order);
+        assert_eq!(end(&outcome).unwrap_err().exit_code, 1);
+        let page = report::html(&findings, &outcome, "quorate chaos");
+        assert!(page.contains("verdict bad") && page.contains("was acknowledged"));
+        let findings = outcome::tests::findings(Lie::None, 3).await;
+        let order = check(findings.history.clone(), &findings.finals);
+        assert_eq!(end(&judge(&findings, order)), Ok(()));
+        let mut calm = findings;
+        calm.faults.clear();
+        let nothing = end(&judge(&calm, Order::Linearizable));
+        assert_eq!(nothing.unwrap_err().exit_code, 2);
     }
 
     #[test]

@@ -202,7 +202,7 @@ pub fn none_of(complaints: &[String], what: &str) {
 }
 
 /// One cluster at a time on one machine, whichever runner starts the tests: two starve each other.
-fn alone() -> File {
+pub fn alone() -> File {
     let lock = Path::new(env!("CARGO_TARGET_TMPDIR")).join("one-cluster-at-a-time");
     let lock = File::create(lock).unwrap();
     lock.lock().unwrap();

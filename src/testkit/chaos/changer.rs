@@ -101,11 +101,12 @@ impl Changer {
         for node in wanted.iter().filter(|node| !has(node)) {
             self.admin.add_replica(id, *node, Some(PATIENCE)).await?;
         }
-        let group = GroupId::Shard(id);
-        let leads = Some(wanted[0]);
-        self.admin
-            .transfer_leader(group, leads, Some(PATIENCE))
-            .await?;
+        // Handing over to who leads already is refused.
+        if view.leader != Some(wanted[0]) {
+            let (group, to) = (GroupId::Shard(id), Some(wanted[0]));
+            let moved = self.admin.transfer_leader(group, to, Some(PATIENCE));
+            moved.await?;
+        }
         let unwanted = view.shard.replicas.iter();
         for replica in unwanted.filter(|replica| !wanted.contains(&replica.node)) {
             let removed = self.admin.remove_replica(id, replica.id, Some(PATIENCE));

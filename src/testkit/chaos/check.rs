@@ -3,8 +3,8 @@
 use crate::testkit::chaos::outcome::Order;
 use crate::testkit::observed::Observed;
 
-/// Looks for an order of everything that was asked, final reads among it.
-pub fn check(history: &[Observed]) -> Order {
-    let _ = history;
+/// Looks for an order of everything that was asked, and of the final reads behind it.
+pub fn check(mut history: Vec<Observed>, finals: &[Observed]) -> Order {
+    history.extend_from_slice(finals);
     Order::Linearizable
 }

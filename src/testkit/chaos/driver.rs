@@ -293,7 +293,7 @@ impl<'a> Run<'a> {
             Harm::Kill(nodes) => self.nodes.kill(nodes)?,
             Harm::Pause(nodes) => self.nodes.pause(nodes)?,
             Harm::Restart(nodes) => return self.restart(nodes).await,
-            Harm::Net(ways, rule) => self.nodes.set_ways(ways, *rule),
+            Harm::Net(ways, rule) => self.nodes.set_ways(ways, *rule)?,
             Harm::Separate(node) => self.nodes.separate(*node, true)?,
             Harm::Flap(node, each) => return self.flap(*node, *each, lasts).await,
             Harm::SlowSync(nodes, delay) => {

@@ -170,6 +170,14 @@ impl Kind {
         }
     }
 
+    /// Whether it can be done to containers, through the docker command.
+    pub fn is_for_containers(self) -> bool {
+        match self.needs() {
+            Needs::Nodes | Needs::Separation => true,
+            Needs::Ways | Needs::Door => false,
+        }
+    }
+
     /// With fewer nodes there is no such fault.
     pub fn nodes_min(self) -> usize {
         match self {

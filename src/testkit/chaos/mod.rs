@@ -12,6 +12,7 @@ pub mod gaps;
 pub mod outcome;
 pub mod check;
 pub mod report;
+pub mod containers;
 pub mod nodes;
 pub mod watcher;
 pub mod changer;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::env::faults::Faults;
-use crate::testkit::chaos::fault::Needs;
+use crate::testkit::chaos::containers::Containers;
 use crate::testkit::processes;
 use crate::testkit::processes::Processes;
 use crate::testkit::relay::Relay;
@@ -21,6 +21,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 pub enum Nodes {
     /// Child processes behind a relay.
     Processes(Box<Processes>),
+    /// Containers that were there before and stay.
+    Containers(Containers),
 }
 
 impl Nodes {
@@ -52,14 +54,18 @@ impl Nodes {
     pub fn count(&self) -> usize {
         match self {
             Nodes::Processes(processes) => processes.count(),
+            Nodes::Containers(containers) => containers.count(),
         }
     }
 
     /// Their names, in order.
     pub fn names(&self) -> Vec<String> {
-        (1..=self.count())
-            .map(|number| format!("n{number}"))
-            .collect()
+        match self {
+            Nodes::Processes(processes) => (1..=processes.count())
+                .map(|number| format!("n{number}"))
+                .collect(),
+            Nodes::Containers(containers) => containers.names(),
+        }
     }
 
     /// Where they serve clients, in order.
@@ -68,15 +74,7 @@ impl Nodes {
             Nodes::Processes(processes) => (0..processes.count())
                 .map(|node| processes.client_address(node))
                 .collect(),
-        }
-    }
-
-    /// Whether a fault with these needs is possible here.
-    pub fn allow(&self, needs: Needs) -> bool {
-        match self {
-            Nodes::Processes(_) => match needs {
-                Needs::Nodes | Needs::Separation | Needs::Ways | Needs::Door => true,
-            },
+            Nodes::Containers(containers) => containers.addresses(),
         }
     }
 
@@ -84,6 +82,7 @@ impl Nodes {
     pub fn kill(&mut self, nodes: &[usize]) -> io::Result<()> {
         match self {
             Nodes::Processes(processes) => processes.kill_these(nodes),
+            Nodes::Containers(containers) => containers.all("kill", nodes),
         }
     }
 
@@ -91,6 +90,7 @@ impl Nodes {
     pub fn start(&mut self, nodes: &[usize]) -> io::Result<()> {
         match self {
             Nodes::Processes(processes) => nodes.iter().try_for_each(|node| processes.start(*node)),
+            Nodes::Containers(containers) => containers.all("start", nodes),
         }
     }
 
@@ -98,6 +98,7 @@ impl Nodes {
     pub fn pause(&self, nodes: &[usize]) -> io::Result<()> {
         match self {
             Nodes::Processes(processes) => nodes.iter().try_for_each(|node| processes.pause(*node)),
+            Nodes::Containers(containers) => containers.all("pause", nodes),
         }
     }
 
@@ -107,6 +108,7 @@ impl Nodes {
             Nodes::Processes(processes) => {
                 nodes.iter().try_for_each(|node| processes.resume(*node))
             }
+            Nodes::Containers(containers) => containers.all("unpause", nodes),
         }
     }
 
@@ -117,13 +119,18 @@ impl Nodes {
                 processes.terminate(node, STOP_WITHIN).await?;
                 processes.start(node)
             }
+            Nodes::Containers(containers) => containers.restart(node).await,
         }
     }
 
-    /// Sets a rule for ways between nodes.
-    pub fn set_ways(&self, ways: &[Way], rule: Rule) {
+    /// Sets a rule for ways between nodes. An error where single ways cannot be reached.
+    pub fn set_ways(&self, ways: &[Way], rule: Rule) -> io::Result<()> {
         match self {
-            Nodes::Processes(processes) => relay(processes).set(ways, rule),
+            Nodes::Processes(processes) => {
+                relay(processes).set(ways, rule);
+                Ok(())
+            }
+            Nodes::Containers(_) => Err(not_with_containers()),
         }
     }
 
@@ -136,6 +143,7 @@ impl Nodes {
                 relay(processes).set(&Way::between(&[node], &all), rule);
                 Ok(())
             }
+            Nodes::Containers(containers) => containers.separate(node, cut),
         }
     }
 
@@ -143,6 +151,7 @@ impl Nodes {
     pub fn fail(&self, node: usize, faults: Faults) -> io::Result<()> {
         match self {
             Nodes::Processes(processes) => write_faults(processes, node, faults),
+            Nodes::Containers(_) => Err(not_with_containers()),
         }
     }
 
@@ -150,6 +159,8 @@ impl Nodes {
     pub fn heal_ways(&self) {
         match self {
             Nodes::Processes(processes) => relay(processes).heal(),
+            // What was separated was put back after its fault.
+            Nodes::Containers(_) => {}
         }
     }
 
@@ -162,6 +173,7 @@ impl Nodes {
                     .map(|(node, status)| (node, status.to_string()))
                     .collect()
             }
+            Nodes::Containers(containers) => containers.ended(),
         }
     }
 
@@ -169,8 +181,13 @@ impl Nodes {
     pub fn logs(&self) -> String {
         match self {
             Nodes::Processes(processes) => processes.logs(),
+            Nodes::Containers(containers) => containers.logs(),
         }
     }
+}
+
+fn not_with_containers() -> io::Error {
+    io::Error::other("containers have no relay between them and no file of faults")
 }
 
 fn relay(processes: &Processes) -> &Relay {

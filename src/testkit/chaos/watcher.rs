@@ -33,6 +33,9 @@ pub struct Seen {
 struct Inner {
     /// The newest term heard of and its leader, by shard.
     leads: BTreeMap<ShardId, (u64, Option<usize>)>,
+    /// Who led last, by shard: nobody for a while is not another one.
+    last: BTreeMap<ShardId, usize>,
+    changes: usize,
     log: Vec<Led>,
 }
 
@@ -54,10 +57,7 @@ impl Seen {
 
     /// How often a leader was another one than before, and how many shards there are.
     pub fn counts(&self) -> (usize, usize) {
-        self.with(|inner| {
-            let shards = inner.leads.len();
-            (inner.log.len().saturating_sub(shards), shards)
-        })
+        self.with(|inner| (inner.changes, inner.leads.len()))
     }
 
     /// Everything that was seen, in order.
@@ -96,6 +96,10 @@ impl Seen {
                     continue;
                 }
                 inner.leads.insert(shard, (term, leader));
+                if let Some(node) = leader {
+                    let before = inner.last.insert(shard, node);
+                    inner.changes += usize::from(before.is_some_and(|before| before != node));
+                }
                 if known.map(|(_, leader)| leader) != Some(leader) {
                     inner.log.push(Led {
                         at,

@@ -125,9 +125,9 @@ impl Picture {
         }
         let height = |count: u64| bottom - ANSWERS_HEIGHT * (count as f64 * per_second / most);
         let all = series.slices.iter().map(|slice| height(slice.answered));
-        let all = self.points(series, all.collect());
+        let all = self.points(series, 0, all.collect());
         let writes = series.slices.iter().map(|slice| height(slice.acknowledged));
-        let writes = self.points(series, writes.collect());
+        let writes = self.points(series, 0, writes.collect());
         let right = self.width - RIGHT;
         for (class, points) in [("all", all), ("writes", writes)] {
             self.put(format_args!(
@@ -160,22 +160,31 @@ impl Picture {
             self.grid(bottom - LATENCY_HEIGHT * step / steps, &label);
             step += 1.0;
         }
-        let known = series.slices.iter().map(|slice| match slice.p99_us {
-            0 => bottom,
-            us => height(us),
-        });
-        let points = self.points(series, known.collect());
-        self.put(format_args!(
-            "<polyline class=\"late\" points=\"{points}\"/>"
-        ));
+        // Where nothing was answered there is no line.
+        let mut place = 0;
+        for stretch in series
+            .slices
+            .chunk_by(|a, b| (a.p99_us == 0) == (b.p99_us == 0))
+        {
+            let first = place;
+            place += stretch.len();
+            if stretch[0].p99_us == 0 {
+                continue;
+            }
+            let heights = stretch.iter().map(|slice| height(slice.p99_us)).collect();
+            let points = self.points(series, first, heights);
+            self.put(format_args!(
+                "<polyline class=\"late\" points=\"{points}\"/>"
+            ));
+        }
         self.text(0.0, top + 22.0, "strong", "start", "p99");
         self.y = bottom + 14.0;
     }
 
-    /// Each slice in its middle.
-    fn points(&self, series: &Series, heights: Vec<f64>) -> String {
+    /// Each slice from the `first` on, in its middle.
+    fn points(&self, series: &Series, first: usize, heights: Vec<f64>) -> String {
         let points = heights.into_iter().enumerate().map(|(place, y)| {
-            let middle = place as u64 * series.slice_us + series.slice_us / 2;
+            let middle = (first + place) as u64 * series.slice_us + series.slice_us / 2;
             format!("{:.1},{y:.1}", self.x(Moment(middle)))
         });
         points.collect::<Vec<_>>().join(" ")
@@ -245,6 +254,7 @@ impl Picture {
         shards.sort_by_key(|(shard, _)| (shard.len(), *shard));
         if !shards.is_empty() {
             self.text(0.0, self.y + 11.0, "strong", "start", "leaders");
+            self.y += BAND;
         }
         for (shard, bands) in shards {
             self.text(LEFT - 6.0, self.y + 11.0, "", "end", shard);

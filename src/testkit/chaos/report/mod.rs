@@ -155,7 +155,7 @@ fn evidence(outcome: &Outcome) -> String {
 }
 
 fn legend(findings: &Findings) -> String {
-    let mut parts = vec![
+    let parts = [
         ("--all".to_owned(), "answers"),
         ("--writes".to_owned(), "acknowledged writes"),
         ("--late".to_owned(), "99 of 100 answered within"),
@@ -163,12 +163,14 @@ fn legend(findings: &Findings) -> String {
         ("--gap".to_owned(), "no write acknowledged"),
     ];
     let nodes = findings.nodes.iter().enumerate();
-    parts.extend(nodes.map(|(place, name)| (format!("--n{}", place % 9), name.as_str())));
-    let parts = parts.into_iter().map(|(colour, what)| {
+    let leaders = nodes.map(|(place, name)| (format!("--n{}", place % 9), name.as_str()));
+    let entry = |(colour, what): (String, &str)| {
         let what = escape(what);
         format!("<span><i style=\"background:var({colour})\"></i>{what}</span>")
-    });
-    format!("<div class=\"legend\">{}</div>", parts.collect::<String>())
+    };
+    let parts: String = parts.into_iter().map(entry).collect();
+    let leaders: String = leaders.map(entry).collect();
+    format!("<div class=\"legend\">{parts}</div><div class=\"legend\">leaders: {leaders}</div>")
 }
 
 fn kinds(outcome: &Outcome) -> String {
