@@ -51,7 +51,6 @@ const SEEDS: u64 = 1_000_000;
 const EVIDENCE_LINES: usize = 20;
 /// What a node comes to after hours, it comes to in a minute: checkpoints, purged logs, snapshots.
 const SERVE_FLAGS: &[&str] = &[
-    "--log=info,openraft=warn",
     "--log-format=text",
     "--checkpoint-interval=1s",
     "--log-entries-kept=200",

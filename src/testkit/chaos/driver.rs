@@ -47,6 +47,10 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const READ_WITHIN: Duration = Duration::from_secs(60);
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(100);
+/// So many writes show that a cluster is well again.
+const WELL_WRITES: u64 = 20;
+/// The next fault waits no longer than this for it.
+const WELL_WITHIN: Duration = Duration::from_secs(15);
 /// Clients go on for so long after all was put right.
 const AFTERGLOW: Duration = Duration::from_secs(1);
 /// Changes that were made and not yet noted. Full: the next one waits.
@@ -211,6 +215,7 @@ struct Run<'a> {
     complaints: Vec<String>,
     healed: Moment,
     interrupted: bool,
+    late: Duration,
 }
 
 impl<'a> Run<'a> {
@@ -239,6 +244,7 @@ impl<'a> Run<'a> {
             complaints: Vec::new(),
             healed: Moment(0),
             interrupted: false,
+            late: Duration::ZERO,
         })
     }
 
@@ -252,7 +258,11 @@ impl<'a> Run<'a> {
         }
         self.say("calm");
         for planned in &self.plan.schedule.faults {
-            if !self.wait_until(planned.at).await {
+            if !self.wait_until(planned.at).await || !self.wait_well().await {
+                break;
+            }
+            let late = self.target.started.elapsed() >= self.plan.duration;
+            if late && !self.faults.is_empty() {
                 break;
             }
             self.fault(planned).await?;
@@ -267,6 +277,19 @@ impl<'a> Run<'a> {
             self.changes.push(change);
         }
         Ok(())
+    }
+
+    /// Until writes are acknowledged again, or it has taken too long: what a fault does is seen only on a
+    /// cluster that is well. False when the run was stopped meanwhile.
+    async fn wait_well(&mut self) -> bool {
+        let goal = self.mix.progress().acknowledged + WELL_WRITES;
+        let end = Instant::now() + WELL_WITHIN;
+        while self.mix.progress().acknowledged < goal && Instant::now() < end {
+            if !self.wait(POLL).await {
+                return false;
+            }
+        }
+        !self.is_stopped()
     }
 
     async fn fault(&mut self, planned: &Planned) -> io::Result<()> {
@@ -348,10 +371,15 @@ impl<'a> Run<'a> {
                 break;
             }
             self.nodes.restart(*node).await?;
-            let names = &self.names;
-            let answers = settled::wait_answers(&self.target, names, *node, READY_WITHIN);
-            if let Err(why) = answers.await {
-                self.complaints.push(format!("after a restart {why}"));
+            let end = Instant::now() + READY_WITHIN;
+            while let Err(why) = settled::node(&self.target, &self.names, *node).await {
+                if Instant::now() > end {
+                    self.complaints.push(format!("after its restart {why}"));
+                    break;
+                }
+                if !self.wait(POLL).await {
+                    break;
+                }
             }
         }
         Ok(())
@@ -425,6 +453,7 @@ impl<'a> Run<'a> {
             ended,
             complaints: self.complaints,
             interrupted: self.interrupted,
+            late: self.late,
         })
     }
 
@@ -486,6 +515,7 @@ impl<'a> Run<'a> {
                 _ = self.stop.wait_for(|stop| *stop) => return false,
                 () = tokio::time::sleep_until(until) => {}
             }
+            self.late = self.late.max(until.elapsed());
         }
     }
 }

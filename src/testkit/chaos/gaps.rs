@@ -9,6 +9,9 @@ use crate::testkit::observed::Observed;
 use crate::types::ShardId;
 use crate::types::request::WriteOutcome;
 
+/// A shard with fewer acknowledged writes is often silent for no reason.
+const BUSY_WRITES_PER_SECOND: u64 = 5;
+
 /// A fault that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Happened {
@@ -25,12 +28,12 @@ pub struct Happened {
 /// What a fault did to the writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Effect {
-    /// The longest time without an acknowledged write that overlaps the time from the fault's beginning
-    /// to the next one's: where it began.
+    /// The longest time without an acknowledged write from the fault's beginning to the next one's: where
+    /// it began.
     pub from: Moment,
     /// And where it ended.
     pub to: Moment,
-    /// The longest time in which one shard acknowledged nothing, in microseconds: others may have.
+    /// The longest time in which one busy shard acknowledged nothing, in microseconds: others may have.
     pub shard_gap_us: u64,
     /// From the fault's end to the first acknowledged write after it, in microseconds; `None` when
     /// there was none before the run's end.
@@ -93,10 +96,13 @@ pub fn effects(
     let windows = faults.iter().zip(nexts.chain([end]));
     windows
         .map(|(fault, next)| {
-            let (from, to) = longest_gap(&all, Moment(0), fault.began, next, end);
-            let of_shards = acknowledged.values().map(|moments| {
-                // Before its first one the shard was not there, or nobody asked it.
-                let (from, to) = longest_gap(moments, moments[0], fault.began, next, end);
+            let (from, to) = longest_gap(&all, fault.began, next);
+            // Before its first one a shard was not there, or nobody asked it.
+            let busy = acknowledged
+                .values()
+                .filter(|moments| is_busy(moments, end));
+            let of_shards = busy.map(|moments| {
+                let (from, to) = longest_gap(moments, fault.began.max(moments[0]), next);
                 to.0 - from.0
             });
             let after = all.partition_point(|moment| *moment < fault.ended);
@@ -104,34 +110,28 @@ pub fn effects(
             Effect {
                 from,
                 to,
-                shard_gap_us: of_shards.max().unwrap_or_default(),
+                shard_gap_us: of_shards.chain([to.0 - from.0]).max().unwrap_or_default(),
                 back_us: back.map(|moment| moment.0 - fault.ended.0),
             }
         })
         .collect()
 }
 
-/// The longest time between two acknowledgements, or between one and the run's beginning or end, that
-/// overlaps `[from, to)`.
-fn longest_gap(
-    acknowledged: &[Moment],
-    beginning: Moment,
-    from: Moment,
-    to: Moment,
-    end: Moment,
-) -> (Moment, Moment) {
-    let first = acknowledged.partition_point(|moment| *moment <= from);
-    let mut last = match first.checked_sub(1) {
-        Some(before) => acknowledged[before],
-        None => beginning,
-    };
-    let mut longest = (last, last);
-    let rest = acknowledged[first..].iter().copied();
-    for moment in rest.chain([end]) {
-        if last >= to {
-            break;
-        }
-        if moment.0.saturating_sub(last.0) > longest.1.0 - longest.0.0 {
+/// Whether a shard is written so often that its silence means something.
+fn is_busy(moments: &[Moment], end: Moment) -> bool {
+    let life_us = end.0.saturating_sub(moments[0].0).max(1);
+    moments.len() as u64 * 1_000_000 >= life_us * BUSY_WRITES_PER_SECOND
+}
+
+/// The longest time without an acknowledgement in `[from, to)`. One that began before counts from `from`
+/// on, and one that ends later up to `to`: the rest has another cause.
+fn longest_gap(acknowledged: &[Moment], from: Moment, to: Moment) -> (Moment, Moment) {
+    let inside = acknowledged.iter().copied();
+    let inside = inside.filter(|moment| (from..to).contains(moment));
+    let mut last = from;
+    let mut longest = (from, from);
+    for moment in inside.chain([to.max(from)]) {
+        if moment.0 - last.0 > longest.1.0 - longest.0.0 {
             longest = (last, moment);
         }
         last = moment;
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_gap_is_the_longest_time_without_an_acknowledged_write() {
-        check(&[(10, 20)], &[1, 5, 9, 28, 30, 35], 40, "9..28 8");
+        check(&[(10, 20)], &[1, 5, 9, 28, 30, 35], 40, "10..28 8");
         check(&[(10, 20)], &[1, 5, 9, 12, 15, 35], 40, "15..35 15");
     }
 
@@ -222,20 +222,20 @@ mod tests {
             &[(10, 20), (50, 60)],
             &[9, 30, 48, 49, 53, 61],
             70,
-            "9..30 10, 61..70 1",
+            "10..30 10, 61..70 1",
         );
         check(
             &[(10, 20), (50, 60)],
             &[9, 58, 59],
             70,
-            "9..58 38, 9..58 never",
+            "10..50 38, 59..70 never",
         );
     }
 
     #[test]
     fn a_cluster_that_never_comes_back_has_a_gap_to_the_end() {
-        check(&[(10, 20)], &[1, 9], 100, "9..100 never");
-        check(&[(10, 20)], &[], 100, "0..100 never");
+        check(&[(10, 20)], &[1, 9], 100, "10..100 never");
+        check(&[(10, 20)], &[], 100, "10..100 never");
         check(&[], &[1], 100, "");
     }
 
@@ -252,7 +252,7 @@ mod tests {
         let rows = by_kind(&faults, &effects);
         let kill = &rows[0];
         assert_eq!((kill.kind, kill.times, kill.lasted_us), (Kind::Kill, 3, 10));
-        assert_eq!((kill.gap_median_us, kill.gap_worst_us), (61, 74));
+        assert_eq!((kill.gap_median_us, kill.gap_worst_us), (60, 74));
         assert_eq!(kill.back_worst_us, Some(30));
         assert_eq!((rows[1].kind, rows[1].times), (Kind::Pause, 1));
     }
@@ -267,7 +267,18 @@ mod tests {
             (ShardId(3), moments(&[58, 60])),
         ]);
         let effects = effects(&[fault(Kind::Kill, 10, 20)], &acknowledged, Moment(61));
-        assert_eq!((effects[0].gap_us(), effects[0].shard_gap_us), (10, 47));
+        assert_eq!((effects[0].gap_us(), effects[0].shard_gap_us), (10, 45));
+    }
+
+    #[test]
+    fn a_shard_that_is_seldom_written_is_not_called_silent() {
+        let second = 1_000_000;
+        let often: Vec<Moment> = (0..100).map(|n| Moment(n * second / 10)).collect();
+        let seldom = [0, 4, 9].map(|at| Moment(at * second)).to_vec();
+        let acknowledged = BTreeMap::from([(ShardId(1), often), (ShardId(2), seldom)]);
+        let faults = [fault(Kind::Kill, second, 2 * second)];
+        let effects = effects(&faults, &acknowledged, Moment(10 * second));
+        assert!(effects[0].shard_gap_us < second, "{effects:?}");
     }
 
     #[test]

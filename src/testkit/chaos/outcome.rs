@@ -72,6 +72,9 @@ pub struct Findings {
     pub complaints: Vec<String>,
     /// Whether somebody stopped the run early.
     pub interrupted: bool,
+    /// How late the run itself was woken at worst: on a machine that has no time for it, nodes seem dead
+    /// to each other.
+    pub late: Duration,
 }
 
 /// Whether one order explains all that clients were told.
@@ -285,6 +288,7 @@ pub(crate) mod tests {
             ended,
             complaints: Vec::new(),
             interrupted: false,
+            late: Duration::ZERO,
         }
     }
 

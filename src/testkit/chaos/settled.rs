@@ -42,22 +42,10 @@ pub async fn ready(target: &Target, names: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Waits until one node is ready; what was missing when `limit` has passed.
-pub async fn wait_answers(
-    target: &Target,
-    names: &[String],
-    node: usize,
-    limit: Duration,
-) -> Result<(), String> {
-    let end = Instant::now() + limit;
-    loop {
-        let statuses = statuses(target, false, ASK).await;
-        match node_ready(&names[node], statuses[node].as_ref()) {
-            Ok(()) => return Ok(()),
-            Err(why) if Instant::now() > end => return Err(why),
-            Err(_) => tokio::time::sleep(POLL).await,
-        }
-    }
+/// Whether one node is ready; what is missing otherwise.
+pub async fn node(target: &Target, names: &[String], node: usize) -> Result<(), String> {
+    let statuses = statuses(target, false, ASK).await;
+    node_ready(&names[node], statuses[node].as_ref())
 }
 
 /// Waits until the replicas of each shard have applied as much, and says which then differ, or which

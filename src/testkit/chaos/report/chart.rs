@@ -17,9 +17,9 @@ const RIGHT: f64 = 56.0;
 const WIDTH_MIN: f64 = 1_180.0;
 const WIDTH_MAX: f64 = 24_000.0;
 /// A long run is drawn wider and scrolled.
-const WIDTH_PER_SECOND: f64 = 14.0;
+const WIDTH_PER_SECOND: f64 = 9.5;
 const FAULT_ROW: f64 = 19.0;
-const FAULT_ROWS: usize = 3;
+const FAULT_ROWS: usize = 4;
 const ANSWERS_HEIGHT: f64 = 170.0;
 const LATENCY_HEIGHT: f64 = 80.0;
 const BAND: f64 = 15.0;
@@ -98,8 +98,10 @@ impl Picture {
             let (from, to) = (self.x(fault.began), self.x(fault.ended));
             let name = fault.kind.name();
             let needed = from + (to - from).max(6.0) + 4.0 + name.len() as f64 * LETTER + 6.0;
+            // Where there is no room, the one with the most.
             let free = taken.iter().position(|end| *end <= from);
-            let row = free.unwrap_or(FAULT_ROWS - 1);
+            let most = || (0..FAULT_ROWS).min_by(|a, b| taken[*a].total_cmp(&taken[*b]));
+            let row = free.or_else(most).unwrap_or_default();
             taken[row] = needed;
             let y = self.y + row as f64 * FAULT_ROW;
             let lasted = seconds(fault.ended.0 - fault.began.0);

@@ -7,6 +7,7 @@ mod series;
 mod chart;
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::testkit::chaos::outcome::Counts;
 use crate::testkit::chaos::outcome::Findings;
@@ -16,9 +17,12 @@ use crate::testkit::chaos::outcome::Verdict;
 
 const STYLE: &str = include_str!("style.css");
 
+/// A run that was woken later than this says so: it is a part of an election timeout.
+const LATE_SHOWN: Duration = Duration::from_millis(100);
+
 /// What is said of how to read the picture.
 const READING: &str = "A request counts when it was answered. Violet bars are faults; red marks the \
-    longest time around a fault in which no write was acknowledged at all. “Worst shard” is the longest \
+    longest time from a fault on in which no write was acknowledged at all. “Worst shard” is the longest \
     time in which one shard acknowledged none, though others may have. “Back” is the time from the end of \
     a fault to the next acknowledged write.";
 
@@ -42,6 +46,7 @@ pub fn html(findings: &Findings, outcome: &Outcome, command: &str) -> String {
         chart::timeline(findings, outcome)
     ));
     put(&format!("<p class=\"note\">{READING}</p>"));
+    put(&starved(findings));
     put(&kinds(outcome));
     put(&faults(findings, outcome));
     put(&changes(findings));
@@ -136,6 +141,18 @@ fn cards(findings: &Findings, outcome: &Outcome) -> String {
         format!("<div class=\"card\"><b>{figure}</b><span>{what}</span></div>")
     });
     format!("<div class=\"cards\">{}</div>", cards.concat())
+}
+
+/// Figures of a machine without time for its processes are no figures of the store.
+fn starved(findings: &Findings) -> String {
+    if findings.late < LATE_SHOWN {
+        return String::new();
+    }
+    let late = seconds(u64::try_from(findings.late.as_micros()).unwrap_or(u64::MAX));
+    format!(
+        "<p class=\"note\">The machine was short of time: the run itself was woken up to {late} late. \
+         Nodes that wait as long take each other for dead.</p>"
+    )
 }
 
 /// What shows that a promise was broken.
