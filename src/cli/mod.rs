@@ -19,6 +19,7 @@ pub mod shard;
 pub mod load;
 pub mod bench;
 pub mod verify;
+pub mod chaos;
 pub mod serve;
 pub mod dev;
 
@@ -114,6 +115,8 @@ pub enum Verb {
     Bench(bench::BenchArgs),
     /// Check the data directory of a stopped node
     Verify(verify::VerifyArgs),
+    /// Break a throw-away cluster in many ways, and see that it keeps its promises
+    Chaos(Box<chaos::ChaosArgs>),
     /// Run a node
     Serve(Box<serve::Args>),
     /// Run a whole cluster on this machine
@@ -145,6 +148,7 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
         Verb::Health(args) => cluster::health(args, &context).await,
         Verb::Bench(args) => bench::run(args, &context).await,
         Verb::Verify(args) => verify::run(args, &context),
+        Verb::Chaos(args) => chaos::run(*args, &context).await,
         Verb::Serve(args) => serve::run(*args).await,
         Verb::Dev(args) => dev::run(args).await,
         Verb::Completions { shell } => completions(shell, &context),

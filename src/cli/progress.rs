@@ -13,6 +13,7 @@ use crate::cli::world::World;
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const BAR: &str = "{elapsed_precise} [{bar:30}] {bytes}/{total_bytes} {msg}, {eta} left";
 const BAR_WITHOUT_END: &str = "{elapsed_precise} {spinner} {bytes} {msg}";
+const BAR_OF_TIME: &str = "{elapsed_precise} [{bar:20}] {msg}";
 const BAR_OF_STEPS: &str = "{elapsed_precise} [{bar:30}] {pos}/{len}, {eta} left";
 
 /// Counts what is done and shows it.
@@ -170,6 +171,50 @@ impl<'a> Steps<'a> {
     }
 }
 
+/// How far something is that takes a known time, with a line that says what it does just now.
+pub struct Meter<'a> {
+    world: &'a World,
+    bar: Option<ProgressBar>,
+    shown: Option<Instant>,
+}
+
+impl<'a> Meter<'a> {
+    /// Of something that takes `total`.
+    pub fn start(world: &'a World, total: Duration) -> Self {
+        let bar = || {
+            let style = ProgressStyle::with_template(BAR_OF_TIME);
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(total.as_secs()).with_style(style)
+        };
+        Meter {
+            world,
+            bar: world.stderr_is_terminal.then(bar),
+            shown: None,
+        }
+    }
+
+    /// So much is over; shows the line if it is time.
+    pub fn show(&mut self, passed: Duration, line: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(passed.as_secs());
+            bar.set_message(line.to_owned());
+        } else if self
+            .shown
+            .is_none_or(|shown| shown.elapsed() >= LINE_INTERVAL)
+        {
+            self.shown = Some(Instant::now());
+            self.world.tell(format!("{} s: {line}", passed.as_secs()));
+        }
+    }
+
+    /// Takes the bar away, so that something else can be said.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn bar(bytes_total: Option<u64>) -> ProgressBar {
     let (bar, template) = match bytes_total {
         Some(total) => (ProgressBar::new(total), BAR),
@@ -185,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_understood() {
-        for template in [BAR, BAR_WITHOUT_END, BAR_OF_STEPS] {
+        for template in [BAR, BAR_WITHOUT_END, BAR_OF_STEPS, BAR_OF_TIME] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

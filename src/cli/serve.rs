@@ -1,11 +1,14 @@
 //! `quorate serve`: one node, from its flags to its exit code.
 
 use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tracing::error;
 use tracing::info;
 use tracing::warn;
@@ -15,7 +18,12 @@ use crate::cli::failure::Failure;
 use crate::config;
 use crate::config::ConfigError;
 use crate::config::flags::ServeFlags;
+use crate::env::faults::Faults;
+use crate::env::faults::FaultsFile;
+use crate::env::faults::LOOK_INTERVAL;
+use crate::env::tasks::offload;
 use crate::server;
+use crate::server::Machine;
 use crate::server::Running;
 use crate::server::StartError;
 use crate::server::options::LogFormat;
@@ -52,6 +60,10 @@ pub struct Args {
     /// Stop cleanly when standard input ends: so a node does not outlive whoever started it
     #[arg(long, hide = true)]
     stop_on_stdin_close: bool,
+
+    /// Fail as this file says, which is looked at ten times a second: for tests of a whole cluster
+    #[arg(long, value_name = "FILE", hide = true)]
+    faults_file: Option<PathBuf>,
 }
 
 /// Runs a node until it is told to stop, or fails.
@@ -65,13 +77,14 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     log::install(&options.log, format).map_err(|error| Failure::bad_input(error.to_string()))?;
     let mut stops = Stops::listen(args.stop_on_stdin_close)?;
     info!(name = %options.name, data_dir = %options.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "starting");
+    let (machine, _failing) = machine(args.faults_file);
     let mut running = tokio::select! {
         biased;
         why = stops.next() => {
             info!(why, "stopped before the node was up");
             return Ok(());
         }
-        started = server::start(options) => started?,
+        started = server::start(options, machine) => started?,
     };
     info!(client = %running.client_address, node = %running.node_address, http = %running.http_address, "running");
     tokio::select! {
@@ -81,6 +94,35 @@ pub async fn run(args: Args) -> Result<(), Failure> {
             Err(Failure::new(EXIT_FATAL, reason))
         }
         why = stops.next() => stop(running, stops, why).await,
+    }
+}
+
+/// What the node stands on; and, where that is to fail on purpose, the task that makes it fail, which
+/// ends with the set.
+fn machine(faults_file: Option<PathBuf>) -> (Machine, JoinSet<()>) {
+    let mut failing = JoinSet::new();
+    let mut machine = Machine::default();
+    if let Some(path) = faults_file {
+        warn!(path = %path.display(), "this node fails on purpose, as the file says");
+        let (file, files) = FaultsFile::new(path, machine.clock.clone(), machine.files);
+        machine.files = files;
+        failing.spawn(fail(Arc::new(file)));
+    }
+    (machine, failing)
+}
+
+async fn fail(file: Arc<FaultsFile>) {
+    let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+    let mut before = Ok(Faults::default());
+    loop {
+        ticks.tick().await;
+        let file = Arc::clone(&file);
+        let looked = offload(move || file.look()).await;
+        let now = looked.map_err(|error| error.to_string());
+        if now != before {
+            info!(?now, "told how to fail");
+            before = now;
+        }
     }
 }
 

@@ -5,3 +5,4 @@ pub mod rng;
 pub mod files;
 pub mod life;
 pub mod tasks;
+pub mod faults;

@@ -32,6 +32,7 @@ use crate::engine::sled::OpenError;
 use crate::engine::sled::SledEngine;
 use crate::env::clock::Clock;
 use crate::env::files::DiskFiles;
+use crate::env::files::Files;
 use crate::env::rng::Chance;
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::TaskSet;
@@ -158,12 +159,32 @@ pub struct Running {
     _directory: DataDirectory,
 }
 
+/// What a node stands on.
+#[derive(Clone)]
+pub struct Machine {
+    /// Where it keeps its log and what it knows of its cluster.
+    pub files: Arc<dyn Files>,
+    /// Its wall time.
+    pub clock: Clock,
+}
+
+impl Default for Machine {
+    /// The machine's own files and clock.
+    fn default() -> Machine {
+        Machine {
+            files: Arc::new(DiskFiles),
+            clock: Clock::system(),
+        }
+    }
+}
+
 /// Starts a node and returns when it takes requests. The first start returns when the cluster has formed,
 /// which waits for the other listed nodes. Dropping it half-way is like a crash.
-pub async fn start(options: Options) -> Result<Running, StartError> {
+pub async fn start(options: Options, machine: Machine) -> Result<Running, StartError> {
     options.validate()?;
     metrics::install();
-    let directory = open_directory(&options).await?;
+    let files = &machine.files;
+    let directory = open_directory(&options, files).await?;
     let clients = listen(options.listen_client, "--listen-client").await?;
     let nodes = listen(options.listen_node, "--listen-node").await?;
     let http = listen(options.listen_http, "--listen-http").await?;
@@ -193,7 +214,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let (formed, directory) = driver.run().await?;
     let layout = layout(&formed);
     let member = introduce(&options, &formed, &directory, &identity)?;
-    let members = open_members(&directory, &channel, &layout, &member).await?;
+    let members = open_members(files, &directory, &channel, &layout, &member).await?;
     members.learn(joined).await.map_err(members_failed)?;
     let me = Identity {
         cluster: formed.cluster,
@@ -205,7 +226,13 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let mut tasks = TaskSet::new();
     let engine = open_engine(&options, &directory).await?;
     let boot = boot(
-        &options, engine, me.node, layout, &directory, channel, &consensus,
+        &options,
+        engine,
+        me.node,
+        layout,
+        &directory,
+        (channel, machine.clone()),
+        &consensus,
     );
     let assembly = Assembly {
         identity: me,
@@ -263,10 +290,13 @@ impl Running {
     }
 }
 
-async fn open_directory(options: &Options) -> Result<DataDirectory, StartError> {
+async fn open_directory(
+    options: &Options,
+    files: &Arc<dyn Files>,
+) -> Result<DataDirectory, StartError> {
     let (path, name) = (options.data_dir.clone(), options.name.clone());
-    let fresh = Incarnation(Chance.bytes());
-    Ok(offload(move || DataDirectory::open(Arc::new(DiskFiles), &path, &name, fresh)).await?)
+    let (files, fresh) = (Arc::clone(files), Incarnation(Chance.bytes()));
+    Ok(offload(move || DataDirectory::open(files, &path, &name, fresh)).await?)
 }
 
 async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
@@ -335,14 +365,15 @@ async fn maybe_join(
 
 /// Opens the memory of who the members are, this one among them.
 async fn open_members(
+    files: &Arc<dyn Files>,
     directory: &DataDirectory,
     channel: &Arc<dyn Channel>,
     layout: &InitialLayout,
     own: &Member,
 ) -> Result<Arc<Members>, StartError> {
     let (path, channel) = (directory.path().to_path_buf(), Arc::clone(channel));
-    let (own, given) = (own.clone(), layout.members.clone());
-    let open = move || Members::open(Arc::new(DiskFiles), &path, channel, own, given);
+    let (files, own, given) = (Arc::clone(files), own.clone(), layout.members.clone());
+    let open = move || Members::open(files, &path, channel, own, given);
     offload(open).await.map(Arc::new).map_err(members_failed)
 }
 
@@ -399,7 +430,7 @@ fn boot(
     node: NodeId,
     layout: InitialLayout,
     directory: &DataDirectory,
-    channel: Arc<dyn Channel>,
+    (channel, machine): (Arc<dyn Channel>, Machine),
     consensus: &Consensus,
 ) -> Boot {
     Boot {
@@ -409,8 +440,8 @@ fn boot(
         wal_directory: directory.wal(),
         engine,
         checkpoint_interval: options.checkpoint_interval,
-        files: Arc::new(DiskFiles),
-        clock: Clock::system(),
+        files: machine.files,
+        clock: machine.clock,
         channel,
         wal: wal::Options {
             segment_bytes: options.log_segment_bytes.0,

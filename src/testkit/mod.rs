@@ -9,3 +9,4 @@ pub mod mix;
 pub mod relay;
 pub mod processes;
 pub mod disk;
+pub mod chaos;

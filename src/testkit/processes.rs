@@ -12,6 +12,7 @@ use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
@@ -37,7 +38,7 @@ use crate::wire::request::StatusQuery;
 pub struct Options {
     /// The program.
     pub binary: PathBuf,
-    /// How many nodes; 1 to 5.
+    /// How many nodes; 1 to 9.
     pub nodes: usize,
     /// Their data goes to `<dir>/n1`, `<dir>/n2` and so on, what they say to `<dir>/n1.log`. Where
     /// `<dir>/n1` is there already (a mount point, say), it is used.
@@ -71,6 +72,8 @@ pub struct Processes {
     options: Options,
     nodes: Vec<Node>,
     relay: Option<Relay>,
+    /// Whether each node looks at its file of faults.
+    has_faults_files: bool,
 }
 
 #[derive(Debug)]
@@ -127,6 +130,7 @@ impl Processes {
             options,
             nodes: Vec::new(),
             relay,
+            has_faults_files: false,
         };
         for (place, ports) in places.into_iter().zip(ports.chunks_exact(3)) {
             processes.put(place, ports, None)?;
@@ -153,6 +157,17 @@ impl Processes {
     /// What the nodes say to each other goes over it, if there is one.
     pub fn relay(&self) -> Option<&Relay> {
         self.relay.as_ref()
+    }
+
+    /// From its next start on each node looks at a file ([`Processes::faults_file`]) that tells it what
+    /// its disk and clock do wrong.
+    pub fn use_faults_files(&mut self) {
+        self.has_faults_files = true;
+    }
+
+    /// The file with a node's [`Faults`](crate::env::faults::Faults).
+    pub fn faults_file(&self, node: usize) -> PathBuf {
+        self.nodes[node].log.with_extension("faults")
     }
 
     /// How many nodes there are, running or not.
@@ -183,7 +198,11 @@ impl Processes {
     /// Starts a node that is not running, with the same flags every time.
     pub fn start(&mut self, node: usize) -> io::Result<()> {
         let membership = self.membership(node);
-        let arguments = self.options.arguments.clone();
+        let mut arguments = self.options.arguments.clone();
+        if self.has_faults_files {
+            let path = self.faults_file(node).display().to_string();
+            arguments.extend(["--faults-file".to_owned(), path]);
+        }
         let number = node;
         let node = &mut self.nodes[node];
         assert!(node.child.is_none(), "{} runs already", node.name);
@@ -202,6 +221,8 @@ impl Processes {
             // Held open as long as the child is: a node does not outlive a test that was killed.
             .arg("--stop-on-stdin-close")
             .stdin(Stdio::piped())
+            // Ctrl-C is for whoever started the nodes, who stops them in order.
+            .process_group(0)
             .env("RUST_BACKTRACE", "1")
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -244,12 +265,35 @@ impl Processes {
         self.nodes[node].kill()
     }
 
-    /// Kills all nodes: all are sent the signal before the first is waited for.
+    /// Kills all nodes at once.
     pub fn kill_all(&mut self) -> io::Result<()> {
-        for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
-            child.kill()?;
+        let all: Vec<usize> = (0..self.count()).collect();
+        self.kill_these(&all)
+    }
+
+    /// Kills these nodes at once: all are sent the signal before the first is waited for.
+    pub fn kill_these(&mut self, nodes: &[usize]) -> io::Result<()> {
+        for node in nodes {
+            if let Some(child) = &mut self.nodes[*node].child {
+                child.kill()?;
+            }
         }
-        (0..self.count()).try_for_each(|node| self.kill(node))
+        nodes.iter().try_for_each(|node| self.kill(*node))
+    }
+
+    /// Nodes that have ended though nobody has ended them, and how. Each is told of once, and does not
+    /// run any more.
+    pub fn ended(&mut self) -> Vec<(usize, ExitStatus)> {
+        let mut ended = Vec::new();
+        for (number, node) in self.nodes.iter_mut().enumerate() {
+            // One that cannot be asked is seen to be gone when it does not answer.
+            let status = node.child.as_mut().map(Child::try_wait);
+            if let Some(Ok(Some(status))) = status {
+                node.child = None;
+                ended.push((number, status));
+            }
+        }
+        ended
     }
 
     /// Lets a node stand still (SIGSTOP): it keeps its sockets and answers nobody.
@@ -493,8 +537,8 @@ fn last_lines(text: &str) -> String {
 /// own, so that tests at once do not meet.
 fn free_ports(count: usize) -> io::Result<Vec<u16>> {
     static BLOCK: AtomicU32 = AtomicU32::new(0);
-    const BLOCK_PORTS: u32 = 20;
-    const BLOCKS: u32 = 1_000;
+    const BLOCK_PORTS: u32 = 30;
+    const BLOCKS: u32 = 700;
     const FIRST: u32 = 11_000;
     assert!(count <= BLOCK_PORTS as usize, "a block of ports is smaller");
     for _ in 0..BLOCKS {
