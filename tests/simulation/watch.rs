@@ -13,7 +13,6 @@ use quorate::testkit::invariants::ranges;
 use quorate::testkit::invariants::replicas::Replicas;
 use quorate::testkit::invariants::states::States;
 use quorate::testkit::invariants::votes::Votes;
-use quorate::types::GroupId;
 use quorate::types::NodeId;
 use quorate::types::shard::ShardDescriptor;
 use quorate::wire::request::AppendRequest;
@@ -33,6 +32,8 @@ struct State {
     votes: Votes,
     entries: Entries,
     states: States,
+    /// The hashes of what was applied, which production compares too.
+    chains: States,
     replicas: Replicas,
     violations: Vec<Violation>,
     snapshots: u64,
@@ -115,10 +116,11 @@ impl Watch {
             .collect();
         self.note(|_| ranges::apart(&held).map_err(|why| format!("on {node}: {why}")));
         for replica in shards.iter().filter(|replica| deep && replica.is_filled()) {
-            let (id, of) = (
-                GroupId::Shard(replica.reader().descriptor().id),
-                replica.group(),
-            );
+            let (id, of) = (replica.group().id(), replica.group());
+            for link in replica.reader().chains() {
+                let (position, chain) = (link.position, link.chain.0);
+                self.note(|state| state.chains.seen(id, position, chain, of.replica()));
+            }
             match replica.reader().state_hash() {
                 Ok(found) => {
                     let Some(position) = found.position else {
@@ -158,7 +160,7 @@ impl Watch {
         Seen {
             terms: state.leaders.count(),
             entries: state.entries.count(),
-            states_compared: state.states.compared(),
+            states_compared: state.states.compared() + state.chains.compared(),
             snapshots: state.snapshots,
             splits: state.splits,
             moves: state.moves,
