@@ -2,6 +2,7 @@
 //! memory against what the cluster still knows, and real processes to be killed.
 
 pub mod observed;
+pub mod linear;
 pub mod history;
 pub mod invariants;
 pub mod workload;
