@@ -60,6 +60,29 @@ fn an_entry_that_did_something_else_on_one_replica_is_never_forgotten() {
 }
 
 #[test]
+fn an_entry_that_says_something_else_on_one_replica_is_told_by_what_was_stored() {
+    let mut leader = Leader::new();
+    let (mut one, mut other) = (seeded(memory()), seeded(memory()));
+    let entry = puts(&mut leader, 1).remove(0);
+    let Payload::Command(bytes) = &entry.payload else {
+        panic!("a put is a command");
+    };
+    // The last byte of the value, as it was flipped in a leader's memory.
+    let mut bytes = bytes.to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    let flipped = LogEntry {
+        payload: Payload::Command(bytes.into()),
+        ..entry.clone()
+    };
+    let (answer, same) = (
+        one.apply(&[entry]).unwrap(),
+        other.apply(&[flipped]).unwrap(),
+    );
+    assert_eq!(answer, same);
+    assert_ne!(chain(&one), chain(&other));
+}
+
+#[test]
 fn replicas_that_are_not_at_one_position_have_one_in_common() {
     let mut leader = Leader::new();
     let entries = puts(&mut leader, 700);
