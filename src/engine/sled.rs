@@ -750,7 +750,7 @@ mod tests {
             for (number, page) in later.chunks(4096).enumerate() {
                 let lost = (number as u32).wrapping_mul(2_654_435_761) >> 16;
                 let at = number * 4096;
-                if (lost + round) % 3 == 0 {
+                if (lost + round).is_multiple_of(3) {
                     let old = flushed.get(at..at + page.len()).unwrap_or_default();
                     let mut old = old.to_vec();
                     old.resize(page.len(), 0);
