@@ -153,3 +153,88 @@ fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
         .try_into()
         .expect("the caller has seen that they are there")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGE_BYTES: usize = 4 + 5 + 300;
+    /// With less room behind the last message than another one's header takes.
+    const SEGMENT_BYTES: usize = HEADER_BYTES + 13 * MESSAGE_BYTES + 20;
+
+    /// A segment with a message of each of these numbers, whose bodies have 300 bytes.
+    fn segment(numbers: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0xee; HEADER_BYTES];
+        for number in numbers {
+            // 300 is 240 + 60, in two bytes.
+            let head = [8, 241, 60, *number, 7];
+            let body = vec![*number; 300];
+            let mut checksum = crc32fast::Hasher::new();
+            checksum.update(&body);
+            checksum.update(&head);
+            bytes.extend((checksum.finalize() ^ u32::MAX).to_le_bytes());
+            bytes.extend(head);
+            bytes.extend(body);
+        }
+        bytes.resize(SEGMENT_BYTES, 0);
+        bytes
+    }
+
+    /// As many as there is room for.
+    const FULL: [u8; 13] = [5; 13];
+
+    #[test]
+    fn every_flipped_byte_of_a_message_is_found_where_it_begins() {
+        assert_eq!(damage_in(&segment(&FULL), 5), None);
+        let third = HEADER_BYTES + 2 * MESSAGE_BYTES;
+        for at in third..third + MESSAGE_BYTES {
+            let mut flipped = segment(&FULL);
+            flipped[at] ^= 0x10;
+            assert_eq!(damage_in(&flipped, 5), Some(third), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn what_a_later_part_of_the_log_has_written_over_is_no_damage() {
+        let mut reused = segment(&[5, 5, 5, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]);
+        assert_eq!(damage_in(&reused, 5), None);
+        // Half a message between them.
+        reused[HEADER_BYTES + 3 * MESSAGE_BYTES + 50] ^= 1;
+        assert_eq!(damage_in(&reused, 5), None);
+        // What is older than the segment was there before.
+        let old = segment(&[5, 5, 5, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(damage_in(&old, 5), Some(HEADER_BYTES + 3 * MESSAGE_BYTES));
+    }
+
+    #[test]
+    fn a_header_is_read_and_no_flipped_byte_passes() {
+        let mut header = [0; HEADER_BYTES];
+        assert_eq!(Segment::of(&header), Segment::Unused);
+        header[4..12].copy_from_slice(&(8_192 ^ i64::MAX).to_le_bytes());
+        header[12..].copy_from_slice(&(77 ^ i64::MAX).to_le_bytes());
+        let checksum = crc32fast::hash(&header[4..]) ^ u32::MAX;
+        header[..4].copy_from_slice(&checksum.to_le_bytes());
+        let (lsn, stable) = (8_192, 77);
+        assert_eq!(Segment::of(&header), Segment::Used { lsn, stable });
+        for at in 0..HEADER_BYTES {
+            let mut flipped = header;
+            flipped[at] ^= 1;
+            assert_eq!(Segment::of(&flipped), Segment::Damaged, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_summary_with_a_flipped_byte_is_not_believed() {
+        let body = 4_097i64.to_le_bytes().to_vec();
+        let mut file = body.clone();
+        file.extend([0; 8]);
+        file.extend(crc32fast::hash(&body).to_le_bytes());
+        assert_eq!(summarized(&file), Ok(4_096));
+        for at in (0..8).chain(16..20) {
+            let mut flipped = file.clone();
+            flipped[at] ^= 1;
+            assert!(summarized(&flipped).is_err(), "byte {at}");
+        }
+        assert!(summarized(&file[..10]).is_err());
+    }
+}

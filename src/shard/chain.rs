@@ -86,7 +86,7 @@ pub(crate) struct Marks(VecDeque<Link>);
 impl Marks {
     /// Whether the hash at this position is one to remember.
     pub(crate) fn has_place_for(position: Position) -> bool {
-        position.index % MARK_ENTRIES == 0
+        position.index.is_multiple_of(MARK_ENTRIES)
     }
 
     pub(crate) fn add(&mut self, link: Link) {

@@ -60,6 +60,59 @@ fn an_entry_that_did_something_else_on_one_replica_is_never_forgotten() {
 }
 
 #[test]
+fn an_entry_that_says_something_else_on_one_replica_is_told_by_what_was_stored() {
+    let mut leader = Leader::new();
+    let (mut one, mut other) = (seeded(memory()), seeded(memory()));
+    let entry = puts(&mut leader, 1).remove(0);
+    let Payload::Command(bytes) = &entry.payload else {
+        panic!("a put is a command");
+    };
+    // The last byte of the value, as it was flipped in a leader's memory.
+    let mut bytes = bytes.to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    let flipped = LogEntry {
+        payload: Payload::Command(bytes.into()),
+        ..entry.clone()
+    };
+    let (answer, same) = (
+        one.apply(&[entry]).unwrap(),
+        other.apply(&[flipped]).unwrap(),
+    );
+    assert_eq!(answer, same);
+    assert_ne!(chain(&one), chain(&other));
+}
+
+#[test]
+fn what_one_replica_has_collected_and_another_has_not_makes_no_difference() {
+    let mut leader = Leader::new();
+    let (mut one, mut other) = (seeded(memory()), seeded(memory()));
+    let mut apply = |entry: LogEntry, one: &mut ShardMachine| {
+        one.apply(std::slice::from_ref(&entry)).unwrap();
+        other.apply(&[entry]).unwrap();
+        assert_eq!(one.reader().chain(), other.reader().chain());
+    };
+    for entry in puts(&mut leader, 7) {
+        apply(entry, &mut one);
+    }
+    let delete = leader.sent(WriteKind::Keys {
+        conditions: Vec::new(),
+        operations: vec![Operation::Delete { key: key(3) }],
+    });
+    apply(leader.command(vec![delete]).0, &mut one);
+    leader.wall_ms += 10 * HISTORY_MS;
+    let put = puts(&mut leader, 1).remove(0);
+    apply(put, &mut one);
+    while one.collect().unwrap() {}
+    // The tombstone is moved aside on one replica, and was collected on the other.
+    let slot = one.reader().row().slot_of(&key(3)).unwrap();
+    let tombstone = one.reader().engine().get(&layout::newest(slot, &key(3)));
+    assert_eq!(tombstone.unwrap(), None);
+    for entry in puts(&mut leader, 7) {
+        apply(entry, &mut one);
+    }
+}
+
+#[test]
 fn replicas_that_are_not_at_one_position_have_one_in_common() {
     let mut leader = Leader::new();
     let entries = puts(&mut leader, 700);
