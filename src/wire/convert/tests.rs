@@ -19,6 +19,7 @@ use crate::types::Timestamp;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
 use crate::types::log::Vote;
+use crate::types::node::Room;
 use crate::types::request::Answered;
 use crate::types::request::Condition;
 use crate::types::request::KeyValue;
@@ -225,6 +226,19 @@ fn append_response() -> impl Strategy<Value = AppendResponse> {
         position().prop_map(AppendResponse::Conflict),
         vote().prop_map(AppendResponse::HigherVote),
     ]
+}
+
+#[test]
+fn room_comes_in_as_it_went_out() {
+    for room in [
+        None,
+        Some(Room::Enough),
+        Some(Room::Short),
+        Some(Room::Full),
+    ] {
+        assert_eq!(transport::room_of(transport::room_out(room).into()), room);
+    }
+    assert_eq!(transport::room_of(77), None);
 }
 
 proptest! {
