@@ -13,6 +13,8 @@ use quorate::env::clock::Clock;
 use quorate::env::rng;
 use quorate::env::rng::Chance;
 use quorate::testkit::invariants::ranges;
+use quorate::testkit::linear;
+use quorate::testkit::linear::Verdict;
 use quorate::testkit::mix;
 use quorate::testkit::mix::Mix;
 use quorate::testkit::mix::layout::Layout;
@@ -421,6 +423,12 @@ impl Run {
             self.watch.complain(format!("lost: {complaint}"));
         }
         history.extend(finals);
+        match linear::check(&history, &linear::Options::default()) {
+            Verdict::Linearizable(_) => {}
+            verdict @ (Verdict::Violated(_) | Verdict::Inconclusive { .. }) => {
+                self.watch.complain(verdict.to_string());
+            }
+        }
         let led = self.led();
         let open: BTreeMap<NodeId, _> = self.cluster.open().into_iter().collect();
         let mut shards: BTreeMap<ShardId, ShardDescriptor> = BTreeMap::new();
