@@ -74,8 +74,9 @@ fn main() {
         ),
         ("one shard of 200 keys", one_shard.clone()),
         (
-            "one shard, 1 % unknown",
+            "a fifth as long, one shard, 1 % unknown",
             Shape {
+                requests: args.requests / 5,
                 unknown: 10,
                 ..one_shard.clone()
             },
@@ -83,14 +84,6 @@ fn main() {
         (
             "one shard, range deletes",
             Shape {
-                range_deletes: 2,
-                ..one_shard.clone()
-            },
-        ),
-        (
-            "one shard, 1 % unknown, range deletes",
-            Shape {
-                unknown: 10,
                 range_deletes: 2,
                 ..one_shard.clone()
             },
