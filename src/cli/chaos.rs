@@ -549,7 +549,7 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
     use crate::cli::Verb;
-    use crate::testkit::chaos::outcome;
+    use crate::testkit::chaos::sample;
     use crate::testkit::mix::model::Lie;
 
     fn parse(flags: &str) -> Result<ChaosArgs, String> {
@@ -607,18 +607,33 @@ mod tests {
         assert_eq!(twice.len(), 4);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_store_that_lies_ends_with_one_and_its_report_shows_the_evidence() {
-        let findings = outcome::tests::findings(Lie::LosesWrites, 3).await;
+    /// What is said of a store that lies so, and the page that shows it.
+    async fn ending(lie: Lie) -> (Result<(), Failure>, String) {
+        let findings = sample::findings(lie, 3).await;
         let order = check(findings.history.clone(), &findings.finals);
         let outcome = judge(&findings, order);
-        assert_eq!(end(&outcome).unwrap_err().exit_code, 1);
         let page = report::html(&findings, &outcome, "quorate chaos");
-        assert!(page.contains("verdict bad") && page.contains("was acknowledged"));
-        let findings = outcome::tests::findings(Lie::None, 3).await;
-        let order = check(findings.history.clone(), &findings.finals);
-        assert_eq!(end(&judge(&findings, order)), Ok(()));
-        let mut calm = findings;
+        (end(&outcome), page)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_lies_ends_with_one_and_its_report_shows_the_evidence() {
+        let (end, page) = ending(Lie::None).await;
+        assert_eq!(end, Ok(()));
+        assert!(page.contains("verdict good"));
+        for lie in [Lie::LosesWrites, Lie::ReadsStale, Lie::ForgetsIds] {
+            let (end, page) = ending(lie).await;
+            assert_eq!(end.unwrap_err().exit_code, 1, "{lie:?}");
+            assert!(page.contains("verdict bad"), "{lie:?}");
+            assert!(page.contains("What cannot be ordered"), "{lie:?}");
+        }
+        let (_, page) = ending(Lie::LosesWrites).await;
+        assert!(page.contains("What is missing") && page.contains("was acknowledged"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_without_a_fault_ends_with_two() {
+        let mut calm = sample::findings(Lie::None, 3).await;
         calm.faults.clear();
         let nothing = end(&judge(&calm, Order::Linearizable));
         assert_eq!(nothing.unwrap_err().exit_code, 2);

@@ -18,3 +18,6 @@ pub mod watcher;
 pub mod changer;
 pub mod settled;
 pub mod driver;
+
+#[cfg(test)]
+pub(crate) mod sample;

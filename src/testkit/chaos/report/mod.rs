@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use crate::testkit::chaos::outcome::Changed;
     use crate::testkit::chaos::outcome::judge;
-    use crate::testkit::chaos::outcome::tests::findings;
+    use crate::testkit::chaos::sample::findings;
     use crate::testkit::mix::model::Lie;
     use crate::testkit::observed::Moment;
 
