@@ -136,7 +136,7 @@ fn what(chance: &mut Seeded, kind: u64, nodes: u64) -> What {
     let node = 1 + chance.below(nodes);
     let for_ms = 50 + chance.below(3_000);
     match kind {
-        0 | 1 | 2 => What::Crash {
+        0..=2 => What::Crash {
             nodes: victims(chance, nodes),
             how: crash(chance),
             at_step: (chance.below(2) == 0).then(|| chance.below(60)),

@@ -432,7 +432,7 @@ impl Run {
         let led = self.led();
         let open: BTreeMap<NodeId, _> = self.cluster.open().into_iter().collect();
         let mut shards: BTreeMap<ShardId, ShardDescriptor> = BTreeMap::new();
-        for (_, opened) in &open {
+        for opened in open.values() {
             for replica in opened.registry.shards() {
                 let descriptor = replica.reader().descriptor();
                 let leads = led.as_ref().is_ok_and(|led| {
