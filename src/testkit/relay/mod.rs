@@ -3,7 +3,7 @@
 //!
 //! Each node is known to the others by its *door*, an address of the relay, and listens elsewhere. A
 //! connection that comes in at a door was opened by one of the nodes: which one, the operating system
-//! says ([`opener`]). From then on it has two [`Way`]s, there and back, and each follows the [`Rule`]
+//! says (`opener`). From then on it has two [`Way`]s, there and back, and each follows the [`Rule`]
 //! that is set for its way at that moment. Rules may be set at any time and hold for connections that
 //! exist already.
 //!

@@ -1,6 +1,6 @@
 //! The report of a run: one HTML file that needs nothing else. Decides only.
 //!
-//! Everything that is shown as text goes through [`escape`]: keys and values are bytes that anybody may
+//! Everything that is shown as text goes through `escape`: keys and values are bytes that anybody may
 //! have written, and words of errors come from elsewhere.
 
 mod series;
