@@ -34,6 +34,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::fault::Crash;
+use crate::fault::Plan;
 use crate::net::Net;
 use crate::net::Reached;
 use crate::steps::SteppedEngine;
@@ -52,6 +53,7 @@ const REPAIR: Duration = Duration::from_millis(700);
 pub struct Cluster {
     pub net: Arc<Net>,
     seats: Vec<Seat>,
+    entries_kept: u64,
     trace: Trace,
 }
 
@@ -95,8 +97,8 @@ pub struct Buried {
 
 impl Cluster {
     /// Nodes that have never run.
-    pub fn new(net: Arc<Net>, drifts_ppm: &[i64], trace: Trace) -> Cluster {
-        let seats = drifts_ppm.iter().zip(1..).map(|(drift_ppm, id)| Seat {
+    pub fn new(net: Arc<Net>, plan: &Plan, trace: Trace) -> Cluster {
+        let seats = plan.drifts_ppm.iter().zip(1..).map(|(drift_ppm, id)| Seat {
             id: NodeId(id),
             disk: CrashDisk::new(),
             engine: Arc::new(MemoryEngine::new()),
@@ -109,6 +111,7 @@ impl Cluster {
         Cluster {
             net,
             seats: seats.collect(),
+            entries_kept: plan.entries_kept,
             trace,
         }
     }
@@ -122,6 +125,7 @@ impl Cluster {
     pub fn start(&mut self, id: NodeId) {
         let founders: Vec<Founder> = self.seats.iter().map(|seat| founder(seat.id)).collect();
         let channel = self.net.channel(id);
+        let entries_kept = self.entries_kept;
         let seat = self.seat(id);
         if seat.node.is_some() {
             return;
@@ -135,7 +139,7 @@ impl Cluster {
             failure: Arc::clone(&failure),
         };
         let fail = fails(&node);
-        let assembly = match seat.assembly(founders, channel, &node) {
+        let assembly = match seat.assembly(founders, channel, &node, entries_kept) {
             Ok(assembly) => assembly,
             Err(error) => return seat.stay_down(&error.to_string()),
         };
@@ -332,6 +336,7 @@ impl Seat {
         founders: Vec<Founder>,
         channel: Arc<dyn Channel>,
         node: &Node,
+        entries_kept: u64,
     ) -> std::io::Result<Assembly> {
         let engine: Arc<dyn Engine> = Arc::new(SteppedEngine {
             engine: Arc::clone(&self.engine),
@@ -384,8 +389,7 @@ impl Seat {
                     ..wal::Options::default()
                 },
                 raft: raft::Options {
-                    // Little enough that followers need snapshots.
-                    entries_kept: 20,
+                    entries_kept,
                     bytes_kept: 16 * 1024,
                     ..raft::Options::default()
                 },

@@ -11,6 +11,8 @@ pub struct Plan {
     pub nodes: u64,
     /// Of the clocks: how fast each gains, in millionths.
     pub drifts_ppm: Vec<i64>,
+    /// Entries that stay in a log behind a checkpoint: few or none, so that followers need snapshots.
+    pub entries_kept: u64,
     /// In the order of time.
     pub faults: Vec<Fault>,
 }
@@ -116,6 +118,7 @@ impl Plan {
         Plan {
             nodes,
             drifts_ppm,
+            entries_kept: [0, 20, 20, 200][chance.below(4) as usize],
             faults,
         }
     }
@@ -140,7 +143,8 @@ fn what(chance: &mut Seeded, kind: u64, nodes: u64) -> What {
             nodes: victims(chance, nodes),
             how: crash(chance),
             at_step: (chance.below(2) == 0).then(|| chance.below(60)),
-            back_after_ms: chance.below(3_000),
+            // Often before its leader is missed, or it missed as the leader.
+            back_after_ms: [chance.below(200), chance.below(3_000)][chance.below(2) as usize],
         },
         3 => What::Pause { node, for_ms },
         4 | 5 => What::Cut {

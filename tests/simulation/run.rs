@@ -110,7 +110,7 @@ impl Run {
         let net = Net::new(trace.clone(), Arc::clone(&watch));
         Run {
             seed,
-            cluster: Cluster::new(net, &plan.drifts_ppm, trace.clone()),
+            cluster: Cluster::new(net, plan, trace.clone()),
             watch,
             trace,
             began: Instant::now(),
@@ -334,7 +334,7 @@ impl Run {
         self.led().map(drop)
     }
 
-    /// Every group is led, and all its replicas have applied the same.
+    /// Every group is led, all its replicas have applied the same, and no change of them is half-way.
     fn settled(&self) -> Result<(), String> {
         let led = self.led()?;
         let open: BTreeMap<NodeId, _> = self.cluster.open().into_iter().collect();
@@ -345,6 +345,9 @@ impl Run {
                     return Err(format!("{id} is not open on {}", replica.node));
                 };
                 let other = group.view();
+                if group.is_joint() {
+                    return Err(format!("the voters of {id} are half changed"));
+                }
                 if group.replica() != replica.id {
                     return Err(format!("{id} on {} is not {}", replica.node, replica.id));
                 }

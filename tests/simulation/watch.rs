@@ -105,6 +105,7 @@ impl Watch {
         for group in registry.groups() {
             let (id, replica, view) = (group.id(), group.replica(), group.view());
             self.note(|state| state.replicas.seen(replica, id, node));
+            self.note(|state| state.votes.reached(id, replica, view.term));
             if view.role == "leader" {
                 self.note(|state| state.leaders.led(id, view.term, replica));
             }

@@ -1,4 +1,4 @@
-//! A replica gives one vote in a term, whatever it forgets in a crash. Decides only.
+//! A replica gives one vote in a term, and its term never falls, whatever it forgets in a crash. Decides only.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,10 @@ use crate::types::ReplicaId;
 #[derive(Debug, Default)]
 pub struct Votes {
     given: BTreeMap<(GroupId, ReplicaId, u64), ReplicaId>,
+    /// The highest term of each that was seen before its last look.
+    reached: BTreeMap<(GroupId, ReplicaId), u64>,
+    /// The highest term in which each has voted.
+    voted: BTreeMap<(GroupId, ReplicaId), u64>,
 }
 
 impl Votes {
@@ -23,10 +27,32 @@ impl Votes {
     ) -> Result<(), Violation> {
         let place = (group, voter, term);
         let known = *self.given.entry(place).or_insert(candidate);
+        let voted = self.voted.entry((group, voter)).or_default();
+        *voted = term.max(*voted);
         match known == candidate {
             true => Ok(()),
             false => Err(format!(
                 "{voter} of {group} voted twice in term {term}: for {known} and for {candidate}"
+            )),
+        }
+    }
+
+    /// A replica says that it is in this term. What it does is seen before it says so: a vote counts from the
+    /// next look on. Term 0 is that of a replica that has not read its log yet.
+    pub fn reached(
+        &mut self,
+        group: GroupId,
+        replica: ReplicaId,
+        term: u64,
+    ) -> Result<(), Violation> {
+        let of = (group, replica);
+        let voted = self.voted.get(&of).copied().unwrap_or_default();
+        let known = self.reached.entry(of).or_default();
+        let before = std::mem::replace(known, term.max(voted).max(*known));
+        match term >= before || term == 0 {
+            true => Ok(()),
+            false => Err(format!(
+                "{replica} of {group} is in term {term} and was in term {before}"
             )),
         }
     }
@@ -45,5 +71,18 @@ mod tests {
         assert_eq!(give(1, 2), Ok(()));
         assert_eq!(give(2, 3), Ok(()));
         assert!(give(1, 3).is_err());
+    }
+
+    #[test]
+    fn a_term_never_falls() {
+        let (group, voter) = (GroupId::Placement, ReplicaId(1));
+        let mut votes = Votes::default();
+        assert_eq!(votes.reached(group, voter, 2), Ok(()));
+        assert_eq!(votes.granted(group, voter, 4, ReplicaId(2)), Ok(()));
+        assert_eq!(votes.reached(group, voter, 3), Ok(()));
+        assert_eq!(votes.reached(group, voter, 0), Ok(()));
+        assert!(votes.reached(group, voter, 3).is_err());
+        assert_eq!(votes.reached(group, voter, 4), Ok(()));
+        assert_eq!(votes.reached(group, ReplicaId(2), 1), Ok(()));
     }
 }
