@@ -33,6 +33,19 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// The faults that tests/mutants puts in are in programs that it builds, and in no other.
+#[cfg(not(quorate_mutants))]
+#[test]
+fn no_fault_can_be_put_into_the_program() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_quorate")).unwrap();
+    let words = String::from_utf8_lossy(&program);
+    assert!(
+        words.contains("the log was lost"),
+        "its words are there to be found"
+    );
+    assert!(!words.contains("QUORATE_MUTANT"));
+}
+
 /// What a verb has left behind.
 #[derive(Debug, Clone, PartialEq)]
 struct Said {

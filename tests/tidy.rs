@@ -90,6 +90,7 @@ const VALUES: &[&str] = &[
 ];
 
 const UNSAFE_HOME: &str = "src/engine/sled.rs";
+const MUTANTS: &str = "src/env/mutant.rs";
 
 #[test]
 fn the_sources_keep_the_rules_of_the_house() {
@@ -122,7 +123,26 @@ fn complaints(sources: &[Source]) -> Vec<String> {
         unsafe_allowed.extend(code.unsafe_allowed());
     }
     one_unsafe(sources, &unsafe_allowed, &mut found);
+    mutants_are_lines(sources, &mut found);
     found
+}
+
+/// A fault that is put in to try the tests is asked for as `mutant::lives(Mutant::X)` and in no other way,
+/// and every one that is named somewhere can be put in.
+fn mutants_are_lines(sources: &[Source], found: &mut Vec<String>) {
+    let mut used = Vec::new();
+    let mut named = Vec::new();
+    for source in sources {
+        let code = Code::of(source);
+        if source.path == MUTANTS {
+            named = code.mutants_named();
+        } else if source.path.starts_with("src/") {
+            code.mutants_used(&mut used, found);
+        }
+    }
+    for name in named.iter().filter(|name| !used.contains(name)) {
+        found.push(format!("{MUTANTS}:1: the mutant {name} is nowhere"));
+    }
 }
 
 /// The `mod` lines of `src/lib.rs`, bottom first.
@@ -376,6 +396,45 @@ impl<'a> Code<'a> {
                     "{}: `{}!` is not finished work",
                     self.place(word),
                     word.text
+                ));
+            }
+        }
+    }
+
+    /// The names in `mutants! { Name: "..", .. }`.
+    fn mutants_named(&self) -> Vec<String> {
+        let begins = |index: &usize| self.at(*index, 0) == "mutants" && self.at(*index, 2) == "{";
+        let Some(begin) = (0..self.words.len()).find(begins) else {
+            return Vec::new();
+        };
+        let listed = self.words[begin + 3..].iter();
+        let listed = listed.take_while(|word| word.text != "}");
+        listed
+            .map(|word| word.text.clone())
+            .filter(|word| word.starts_with(char::is_uppercase))
+            .collect()
+    }
+
+    fn mutants_used(&self, used: &mut Vec<String>, found: &mut Vec<String>) {
+        for (index, word) in self.words.iter().enumerate() {
+            let before = (-4..0).map(|offset| self.at(index, offset));
+            let asked = before.eq(["mutant", "::", "lives", "("]);
+            let is_right = match word.text.as_str() {
+                "Mutant" if asked => {
+                    used.push(self.at(index, 2).to_owned());
+                    true
+                }
+                "Mutant" => self.at(index, -1) == "::" && self.at(index, 1) == ";",
+                "mutant" if self.at(index, 1) == "::" => {
+                    let next = [self.at(index, 2), self.at(index, 3), self.at(index, 4)];
+                    next == ["lives", "(", "Mutant"] || next[..2] == ["Mutant", ";"]
+                }
+                _ => true,
+            };
+            if !is_right {
+                found.push(format!(
+                    "{}: a mutant is asked for as `mutant::lives(Mutant::Name)`",
+                    self.place(word)
                 ));
             }
         }
@@ -744,6 +803,24 @@ mod bad_sources {
         );
         let said = check("src/high.rs", "//! A file.\n#![allow(unsafe_code)]\n");
         assert_eq!(said.len(), 2, "{said:?}");
+    }
+
+    #[test]
+    fn a_mutant_is_one_question() {
+        let used = "use crate::env::mutant;\nuse crate::env::mutant::Mutant;\n";
+        accepted(
+            "src/high.rs",
+            &format!("{used}fn f() {{ if mutant::lives(Mutant::A) {{}} }}"),
+        );
+        for wrong in [
+            "fn f(mutant: Mutant) {}",
+            "fn f() { let a = Mutant::A; }",
+            "fn f() { mutant::other(); }",
+        ] {
+            refused("src/high.rs", &format!("{used}{wrong}"), "asked for as");
+        }
+        let list = "macro_rules! mutants { () => {} }\nmutants! { A: \"is wrong\", }";
+        refused("src/env/mutant.rs", list, "the mutant A is nowhere");
     }
 
     #[test]

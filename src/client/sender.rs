@@ -15,6 +15,8 @@ use crate::client::retry::Next;
 use crate::client::retry::Situation;
 use crate::client::retry::Target;
 use crate::client::routes::Routes;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::error::Error;
 use crate::error::Result;
 use crate::types::ClusterId;
@@ -123,7 +125,7 @@ impl Sender {
     /// `None`) has passed. A write of which an attempt may have happened ends as [`Error::Unknown`].
     ///
     /// Cancel-safe, but a write that is dropped may have happened.
-    pub async fn send(&self, request: Request, deadline: Option<Duration>) -> Result<Response> {
+    pub async fn send(&self, mut request: Request, deadline: Option<Duration>) -> Result<Response> {
         let end = Instant::now() + deadline.unwrap_or(self.options.deadline);
         self.refresh(end).await;
         let write = request.write_id();
@@ -161,6 +163,11 @@ impl Sender {
                 tried_since_wait = 0;
             }
             address = self.resolve(target, &address, &request).await;
+            if mutant::lives(Mutant::RetryUnderNewId)
+                && let Request::Write(write) = &mut request
+            {
+                write.id = self.ids.next();
+            }
         }
     }
 

@@ -18,6 +18,8 @@ use crate::codec::layout::Family;
 use crate::codec::layout::Place;
 use crate::codec::layout::Slot;
 use crate::engine::overlay::View;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::MachineError;
 use crate::mvcc::version::Content;
 use crate::mvcc::version::Header;
@@ -103,7 +105,8 @@ pub fn scan<V: View + ?Sized>(
     for (looked_at, pair) in view.scan(&start, &end, limits.reverse).enumerate() {
         let (place, record) = pair?;
         let key = Key::from(Place::of(&place)?.key);
-        let rest = || Some(rest_from(range, &key, limits.reverse));
+        let is_left = || !mutant::lives(Mutant::ScanEndsEarly);
+        let rest = || is_left().then(|| rest_from(range, &key, limits.reverse));
         if items.len() >= limits.keys_max || looked_at >= SCAN_LOOKS_MAX {
             return Ok(Portion {
                 items,

@@ -7,6 +7,8 @@ use crate::codec::layout::STORED_BYTES_MAX;
 use crate::codec::layout::Slot;
 use crate::engine::Overlay;
 use crate::engine::overlay::View;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::MachineError;
 use crate::mvcc::version::Author;
 use crate::mvcc::version::Content;
@@ -99,9 +101,13 @@ impl<'k> Current<'k> {
     }
 
     fn replace(self, overlay: &mut Overlay<'_>, version: Version) {
-        if let Some((header, record)) = self.newest {
+        let kept = |_: &_| !mutant::lives(Mutant::HistoryNotKept);
+        if let Some((header, record)) = self.newest.filter(kept) {
             let aside = layout::history(self.slot, self.key, header.author.stamp);
             overlay.put(aside, record);
+        }
+        if mutant::lives(Mutant::DeletesLeaveNothing) && version.content == Content::Tombstone {
+            return overlay.delete(self.place);
         }
         overlay.put(self.place, version.encode());
     }

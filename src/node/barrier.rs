@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::error::Error;
 use crate::error::Result;
 use crate::raft::Group;
@@ -65,6 +67,11 @@ async fn serve(group: Group, channel: Arc<dyn Channel>, mut waiting: mpsc::Recei
     let mut readers = Vec::new();
     while waiting.recv_many(&mut readers, READERS_WAITING_MAX).await > 0 {
         let position = bounded_round(&group, &channel).await;
+        while mutant::lives(Mutant::RoundServesLatecomers)
+            && let Ok(late) = waiting.try_recv()
+        {
+            readers.push(late);
+        }
         for reader in readers.drain(..) {
             // A reader that has gone needs no answer.
             let _ = reader.send(position.clone());

@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing::warn;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskResult;
 use crate::error::Error;
 use crate::error::Result;
@@ -363,7 +365,7 @@ fn unsettled(group: &Group) -> Option<Unsettled> {
     if !leads {
         return None;
     }
-    if group.is_joint() {
+    if group.is_joint() && !mutant::lives(Mutant::JointLeftAlone) {
         return Some(Unsettled::Joint);
     }
     let learner = group.learner()?;

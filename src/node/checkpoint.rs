@@ -19,6 +19,8 @@ use tracing::debug;
 
 use crate::engine::Engine;
 use crate::engine::EngineError;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::offload;
 use crate::machine::Applied;
@@ -108,9 +110,14 @@ impl Checkpointer {
     /// Flushes once, answers who asked, and tells every group what is covered.
     pub async fn checkpoint(&self, askers: &mut Vec<Asker>) -> Result<(), EngineError> {
         let began = Instant::now();
-        let covered = self.positions().await;
+        let mut covered = self.positions().await;
         let engine = Arc::clone(&self.engine);
-        offload(move || engine.flush()).await?;
+        if !mutant::lives(Mutant::CheckpointWithoutFlush) {
+            offload(move || engine.flush()).await?;
+        }
+        if mutant::lives(Mutant::CheckpointReadLate) {
+            covered = self.positions().await;
+        }
         for asker in askers.drain(..) {
             // Whoever has gone needs no answer.
             let _ = asker.send(());

@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::info;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::TaskSet;
 use crate::error::Error;
@@ -199,12 +201,14 @@ impl Keeper {
             return Ok(Creation::Open);
         }
         let registry = &self.opener.registry;
-        if let Some(other) = registry.overlapping(&descriptor.range) {
+        let waits = |_: &ReplicaId| !mutant::lives(Mutant::NoRoomAwaited);
+        if let Some(other) = registry.overlapping(&descriptor.range).filter(waits) {
             debug!(%replica, shard = %descriptor.id, %other, "no room for the replica yet");
             return Ok(Creation::NotYet);
         }
         // A child has its row before anybody here has heard of it.
-        if let Some(other) = self.opener.holder(&descriptor.range).await? {
+        let holder = self.opener.holder(&descriptor.range).await?;
+        if let Some(other) = holder.filter(waits) {
             debug!(%replica, shard = %descriptor.id, %other, "no room for the replica yet");
             return Ok(Creation::NotYet);
         }

@@ -23,6 +23,8 @@ use crate::codec::value;
 use crate::engine::Engine;
 use crate::engine::EngineError;
 use crate::env::clock::Clock;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskSet;
 use crate::env::tasks::offload;
 use crate::env::tasks::spawn_on;
@@ -250,7 +252,9 @@ impl Opener {
     /// The engine is flushed: without its entries the replica could not be brought back to what an older
     /// state of the engine says of it.
     async fn end(&self, replica: ReplicaId) -> Result<(), OpenError> {
-        self.wal.gone(replica).await?;
+        if !mutant::lives(Mutant::EndOfReplicaNotLogged) {
+            self.wal.gone(replica).await?;
+        }
         let engine = Arc::clone(&self.engine);
         offload(move || shard::forget(engine.as_ref(), replica)).await?;
         Ok(())
@@ -509,7 +513,7 @@ async fn cut_behind_snapshot(log: &ReplicaLog, machine: &Machine) -> Result<(), 
 /// A seed stands in term 1; without a vote in it the replica would vote there again. A vote that the log
 /// has already is left alone.
 async fn vote_in_seed_term(log: &ReplicaLog) -> Result<(), OpenError> {
-    if log.state().vote.is_some() {
+    if log.state().vote.is_some() && !mutant::lives(Mutant::SeedVoteReplacesVotes) {
         return Ok(());
     }
     let vote = Vote {

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::info;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskResult;
 use crate::error::Error;
 use crate::node::doubts::Doubts;
@@ -144,7 +146,7 @@ impl Orphans {
         };
         let standing = self.standing(name, &replica.reader().descriptor()).await;
         debug!(shard = %name.shard, replica = %name.replica, ?standing, "asked whether it belongs");
-        if standing != Some(Standing::Stranger) {
+        if standing != Some(Standing::Stranger) && !mutant::lives(Mutant::DestroyedOnDoubt) {
             return;
         }
         info!(shard = %name.shard, replica = %name.replica, "the leader says that it has left");

@@ -22,6 +22,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::env::clock::Clock;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::error::Effect;
 use crate::error::Error;
 use crate::error::Result;
@@ -291,7 +293,9 @@ impl Proposer {
 
     fn start_leading(&mut self, term: u64) {
         let row = self.reader.row();
-        self.hlc.adopt(row.last_stamp);
+        if !mutant::lives(Mutant::StampsMayFall) {
+            self.hlc.adopt(row.last_stamp);
+        }
         self.hlc.adopt(row.ceiling);
         self.role = Role::Leading { term };
     }
@@ -322,7 +326,7 @@ impl Proposer {
                 wait: Duration::from_millis(due - now),
             }));
         }
-        match due > now {
+        match due > now && !mutant::lives(Mutant::StampBelowItsRequest) {
             true => self.wait_for_clock(due, pending),
             false => self.gather(pending),
         }
@@ -439,6 +443,15 @@ impl Proposer {
         metrics::queue_depth(Queue::Writes, self.waiting.len());
         metrics::queue_depth(Queue::Proposals, self.in_flight.len() + 1);
         match self.group.propose(term, command).await {
+            Ok(_) if mutant::lives(Mutant::AnsweredWhenProposed) => {
+                let (version, deleted, resume) = (self.hlc.last(), 0, None);
+                let done = WriteOutcome::Done {
+                    version,
+                    deleted,
+                    resume,
+                };
+                batch.into_iter().for_each(|it| it.answer(Ok(done.clone())));
+            }
             Ok(answer) => self.in_flight.push(land(batch, answer).boxed()),
             Err(error) => answer_all(batch, &error),
         }
@@ -452,7 +465,9 @@ impl Proposer {
             .max()
             .unwrap_or(0);
         // Not ahead of our clock, which the gate has seen to: the stamp ends up above the ids' time.
-        self.hlc.adopt(Timestamp::from_wall(newest));
+        if !mutant::lives(Mutant::StampBelowItsRequest) {
+            self.hlc.adopt(Timestamp::from_wall(newest));
+        }
         let header = Header {
             stamp: self.hlc.reserve(batch.len() as u64, wall),
             // Nothing is closed yet, so that a new leader need not stamp ahead of its clock.

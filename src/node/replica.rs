@@ -8,6 +8,8 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 
 use crate::env::clock::Clock;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskSet;
 use crate::env::tasks::offload;
 use crate::error::Error;
@@ -223,6 +225,9 @@ impl Replica {
         match read {
             ReadKind::Linearizable => {
                 let position = self.barrier.position().await?;
+                if mutant::lives(Mutant::FollowerReadsUnapplied) {
+                    return Ok(());
+                }
                 self.group.wait_applied(position).await
             }
             ReadKind::Follower => Ok(()),

@@ -8,6 +8,8 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::types::NodeId;
 use crate::types::ShardId;
 use crate::types::node::Member;
@@ -132,7 +134,9 @@ impl PlacementState {
 
     fn take_ids(&mut self, count: u64) -> u64 {
         let first = self.next_id;
-        self.next_id = first.saturating_add(count);
+        if !mutant::lives(Mutant::IdsGivenTwice) {
+            self.next_id = first.saturating_add(count);
+        }
         first
     }
 

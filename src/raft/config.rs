@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::SnapshotPolicy;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::raft::runtime::Runtime;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
@@ -103,7 +105,7 @@ impl Options {
             enable_pre_vote: Some(true),
             // A restarted leader that led on in its old term could give a committed position to another
             // payload, since entries go to followers before they are synced here.
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(mutant::lives(Mutant::LeaderRestored)),
             quorum_loss_probe_interval: Some(millis(self.election_timeout_max) * 4),
             ..Default::default()
         };

@@ -25,6 +25,8 @@ use tracing::error;
 use tracing::info;
 use tracing::warn;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks;
 use crate::error::Error;
 use crate::error::Result;
@@ -242,6 +244,9 @@ impl Group {
     /// A position that, once applied, shows every write acknowledged before the call (ReadIndex;
     /// Ongaro's thesis, section 6.4). One round trip to a quorum. Cancel-safe. For the leader only.
     pub async fn read_position(&self) -> Result<Position> {
+        if mutant::lives(Mutant::LeaderReadsAlone) {
+            return Ok(self.inner.hosted.applied().borrow().unwrap_or_default());
+        }
         let raft = self.inner.raft();
         match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(convert::to_position(linearizer.read_log_id().log_id())),
@@ -258,8 +263,8 @@ impl Group {
     /// Returns when the replica has applied `position`; an error when it ends before that. Cancel-safe.
     pub async fn wait_applied(&self, position: Position) -> Result<()> {
         let mut applied = self.applied();
-        let reaches =
-            applied.wait_for(|applied| applied.is_some_and(|at| at.index >= position.index));
+        let needed = position.index - u64::from(mutant::lives(Mutant::ReaderWaitsOneShort));
+        let reaches = applied.wait_for(|applied| applied.is_some_and(|at| at.index >= needed));
         tokio::select! {
             biased;
             reached = reaches => {
@@ -526,6 +531,11 @@ impl Inner {
         match error {
             ClientWriteError::ForwardToLeader(forward) => self.not_leader(&forward),
             // The entry may be committed by another leader.
+            ClientWriteError::LogEntryDiscarded(_)
+                if mutant::lives(Mutant::UnknownCalledRefused) =>
+            {
+                Error::invalid("write", "the leader changed")
+            }
             ClientWriteError::LogEntryDiscarded(_) => unknown("the leader changed"),
             ClientWriteError::ChangeMembershipError(_)
             | ClientWriteError::PreconditionFailed(_) => Error::Internal(format!(

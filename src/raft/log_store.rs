@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::ops::Range;
 use std::ops::RangeBounds;
 
+use futures::FutureExt;
 use futures::Stream;
 use futures::StreamExt;
 use futures::stream;
@@ -15,6 +16,8 @@ use openraft::storage::LogState;
 use openraft::storage::RaftLogReader;
 use openraft::storage::RaftLogStorage;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::offload;
 use crate::raft::config::Entry;
 use crate::raft::config::LogId;
@@ -144,13 +147,21 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &RaftVote) -> Result<(), io::Error> {
-        self.log.save_vote(convert::to_vote(vote)).await
+        if mutant::lives(Mutant::VoteNotStored) {
+            return Ok(());
+        }
+        let saved = self.log.save_vote(convert::to_vote(vote));
+        if mutant::lives(Mutant::VoteNotAwaited) {
+            return saved.now_or_never().unwrap_or(Ok(()));
+        }
+        saved.await
     }
 
     /// What is committed is not stored. It is said for a log with an entry that another replica's birth has
     /// proven committed, so that opening applies that entry before a snapshot could step over it.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.committed.map(convert::to_log_id))
+        let is_known = |_: &_| !mutant::lives(Mutant::SplitNotKnownCommitted);
+        Ok(self.committed.filter(is_known).map(convert::to_log_id))
     }
 
     async fn append<I>(

@@ -32,6 +32,8 @@ use openraft::raft::VoteRequest;
 use openraft::raft::VoteResponse;
 use tokio::time::Instant;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::machine::SnapshotSource;
@@ -153,7 +155,7 @@ impl Sender {
         {
             Response::Vote(answer) => Ok(VoteResponse {
                 vote: convert::to_raft_vote(answer.vote),
-                vote_granted: answer.granted,
+                vote_granted: answer.granted || mutant::lives(Mutant::RefusedVoteCounted),
                 last_log_id: answer.last.map(convert::to_log_id),
             }),
             other => Err(unexpected(&other)),
@@ -332,7 +334,11 @@ async fn beat(
     rpc: AppendEntriesRequest<TypeConfig>,
     option: RPCOption,
 ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
-    let request = Request::Append(sender.route, convert::to_append(rpc));
+    let mut append = convert::to_append(rpc);
+    if mutant::lives(Mutant::BeatsWithoutCommit) {
+        append.committed = None;
+    }
+    let request = Request::Append(sender.route, append);
     match sender.call(request, &option).await? {
         Response::Append(answer) => Ok(to_stream_result(answer)),
         other => Err(unexpected(&other)),

@@ -24,6 +24,8 @@ use crate::engine::Batch;
 use crate::engine::Engine;
 use crate::engine::Overlay;
 use crate::engine::overlay::View;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::MachineError;
 use crate::machine::Membership;
 use crate::mvcc::Author;
@@ -217,9 +219,8 @@ impl<'e> Applying<'e> {
         let header = command.header;
         let stamped_by_later_leader = term > self.row.ceiling_term;
         // What a leader has closed, within the ceiling, a later one must not write.
-        if header.stamp <= self.row.last_stamp
-            || (stamped_by_later_leader && header.stamp <= self.row.ceiling)
-        {
+        let falls = header.stamp <= self.row.last_stamp && !mutant::lives(Mutant::StampsMayFall);
+        if falls || (stamped_by_later_leader && header.stamp <= self.row.ceiling) {
             return false;
         }
         self.row.last_stamp = header.stamp.plus(command.body.stamps() - 1);
@@ -261,11 +262,14 @@ impl<'e> Applying<'e> {
             seeded: None,
             given_up: right.pieces.clone(),
         };
-        let Some(child) = child.filter(|child| !(self.gone)(*child)) else {
+        let Some(child) =
+            child.filter(|child| !(self.gone)(*child) || mutant::lives(Mutant::GoneSeededAgain))
+        else {
             return Ok(nobodys());
         };
         let place = layout::row(child);
-        if let Some(row) = self.overlay.get(&place)? {
+        let begun = self.overlay.get(&place)?;
+        if let Some(row) = begun.filter(|_| !mutant::lives(Mutant::ChildSeededTwice)) {
             let has_keys_here = Row::decode(&row)?.shares_slot_with(&right.pieces);
             return Ok(if has_keys_here {
                 SplitHere::default()
@@ -283,7 +287,7 @@ impl<'e> Applying<'e> {
     fn write(&mut self, write: &Write, stamp: Timestamp) -> Result<WriteOutcome, MachineError> {
         let asked = Timestamp::from_wall(write.id.wall_ms());
         // A version's stamp is above its request's time: that is where a repeat is looked for.
-        if asked >= stamp {
+        if asked >= stamp && !mutant::lives(Mutant::StampBelowItsRequest) {
             let ahead_ms = asked.wall_ms() - stamp.wall_ms();
             return Ok(WriteOutcome::ClockAhead {
                 wait_ms: ahead_ms + 1,
@@ -322,6 +326,9 @@ impl<'e> Applying<'e> {
             return self.remember(id, first_key, stamp, WriteOutcome::Spanning { key });
         }
         if let Some(failed) = self.failed_condition(conditions, Some((first_key, &first)))? {
+            if mutant::lives(Mutant::RefusalNotKnown) {
+                return Ok(failed);
+            }
             return self.remember(id, first_key, stamp, failed);
         }
         self.operate(id, stamp, operations, first)
@@ -365,7 +372,9 @@ impl<'e> Applying<'e> {
         let mut versions = 0;
         // What the version at the first key tells of the answer, if there is one.
         let mut told = None;
-        for operation in last_of_each_key(operations) {
+        let only_one = mutant::lives(Mutant::OneOperationOfMany);
+        let count = if only_one { 1 } else { operations.len() };
+        for operation in last_of_each_key(operations).into_iter().take(count) {
             let key = operation.key();
             let is_first = key == first_key;
             let current = match first.take_if(|_| is_first) {
@@ -476,6 +485,9 @@ impl<'e> Applying<'e> {
         first_key: &Key,
         first: Option<&Current<'_>>,
     ) -> Result<Option<WriteOutcome>, MachineError> {
+        if mutant::lives(Mutant::RepeatNotKnown) {
+            return Ok(None);
+        }
         let asked = Timestamp::from_wall(id.wall_ms());
         let horizon = self.row.horizon();
         if self.row.last_outcome > asked
@@ -500,7 +512,7 @@ impl<'e> Applying<'e> {
                 )));
             }
         }
-        if asked < horizon {
+        if asked < horizon && !mutant::lives(Mutant::WindowNotKept) {
             let retry_window_ms = self.row.retry_window_ms;
             return Ok(Some(WriteOutcome::TooLateToKnow { retry_window_ms }));
         }
@@ -556,7 +568,7 @@ impl<'e> Applying<'e> {
                     }
                 }
             };
-            if !holds {
+            if !holds && !mutant::lives(Mutant::ConditionsNotChecked) {
                 return Ok(Some(WriteOutcome::ConditionFailed {
                     condition: number,
                     actual,

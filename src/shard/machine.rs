@@ -8,6 +8,8 @@ use crate::codec::layout;
 use crate::codec::layout::Slot;
 use crate::engine::Batch;
 use crate::engine::Engine;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::Applied;
 use crate::machine::MachineError;
 use crate::machine::Received;
@@ -263,6 +265,11 @@ impl ShardMachine {
             links,
             split,
         } = applying.take();
+        if mutant::lives(Mutant::RowBeforeData) {
+            let mut early = Batch::default();
+            early.put(layout::row(self.replica), row.encode());
+            self.reader.engine().write(early)?;
+        }
         let Some(split) = split else {
             self.reader.engine().write(batch)?;
             self.reader.publish(row, links);
@@ -327,7 +334,10 @@ impl ShardMachine {
                 LOOKS,
             )?
         } else {
-            let floor = pass.floors.history;
+            let floor = match mutant::lives(Mutant::CollectedTooSoon) {
+                true => Timestamp::MAX,
+                false => pass.floors.history,
+            };
             gc::versions(&**engine, piece.slot, &piece.range, floor, cursor, LOOKS)?
         };
         if !collected.batch.changes.is_empty() {

@@ -22,6 +22,8 @@ use crate::codec::ordered;
 use crate::codec::value;
 use crate::engine::Batch;
 use crate::engine::Engine;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::MachineError;
 use crate::mvcc::Floors;
 use crate::shard::row::Piece;
@@ -89,7 +91,9 @@ impl Slots {
         let mut state = self.lock();
         let slot = Slot(state.next);
         let mut batch = Batch::default();
-        batch.put(layout::next_slot(), (slot.0 + 1).to_be_bytes().to_vec());
+        if !mutant::lives(Mutant::SlotGivenTwice) {
+            batch.put(layout::next_slot(), (slot.0 + 1).to_be_bytes().to_vec());
+        }
         put_on_clear_list(&mut batch, &whole(slot));
         self.engine.write(batch)?;
         state.next += 1;
@@ -159,7 +163,7 @@ impl Slots {
             Err(TryLockError::Poisoned(_)) => panic!("no holder of the lock panics"),
         };
         for piece in self.clear_list()? {
-            let in_use = self.lock().is_in_use(&piece);
+            let in_use = self.lock().is_in_use(&piece) && !mutant::lives(Mutant::SlotClearedInUse);
             // A snapshot may have been installed there since the list was read: its batch takes the slot
             // off the list before the slot counts as unused.
             let listed = layout::clear(piece.slot, &piece.range);

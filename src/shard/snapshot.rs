@@ -15,11 +15,14 @@ use crate::codec::frame::FrameKind;
 use crate::codec::frame::FrameReader;
 use crate::codec::frame::FrameWriter;
 use crate::codec::layout;
+use crate::codec::layout::Family;
 use crate::codec::layout::Place;
 use crate::codec::value;
 use crate::engine::Batch;
 use crate::engine::Engine;
 use crate::engine::Pair;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::Applied;
 use crate::machine::MachineError;
 use crate::machine::Received;
@@ -163,8 +166,11 @@ impl Sink {
         while !rest.is_empty() {
             let (pair, after) = take_pair(rest)?;
             rest = after;
-            Place::without_slot(&pair.0)?;
+            let family = Place::without_slot(&pair.0)?.family;
             self.count.add(&pair);
+            if mutant::lives(Mutant::SnapshotWithoutOutcomes) && family == Family::Outcome {
+                continue;
+            }
             batch.put(layout::in_other_slot(self.slot.slot(), &pair.0), pair.1);
         }
         Ok(self.engine.write(batch)?)

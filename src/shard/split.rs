@@ -10,6 +10,8 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::Applied;
 use crate::machine::Membership;
 use crate::shard::chain;
@@ -20,6 +22,7 @@ use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::ShardId;
+use crate::types::Timestamp;
 use crate::types::shard::Birth;
 use crate::types::shard::Epoch;
 use crate::types::shard::ShardDescriptor;
@@ -49,11 +52,11 @@ pub(crate) fn halves(
 ) -> Result<Halves, Box<SplitOutcome>> {
     let descriptor = &row.descriptor;
     // Unlike writes, which only ask for the bounds: the replicas were chosen for this membership.
-    if planned_at != descriptor.epoch {
+    if planned_at != descriptor.epoch && !mutant::lives(Mutant::SplitOfAnotherEpoch) {
         let current = descriptor.clone();
         return Err(Box::new(SplitOutcome::Stale { current }));
     }
-    if membership.is_joint() {
+    if membership.is_joint() && !mutant::lives(Mutant::SplitWhileJoint) {
         return Err(Box::new(SplitOutcome::Joint));
     }
     let halves = descriptor.range.split_at(split.at.clone());
@@ -71,11 +74,12 @@ pub(crate) fn halves(
     };
     let node = membership.nodes.get(&here);
     let child = split.replicas.iter().find(|it| Some(&it.node) == node);
+    let whole = mutant::lives(Mutant::ParentKeepsItsRange).then(|| descriptor.range.clone());
     Ok(Halves {
         left: Row {
             pieces: row.pieces_in(&left_range),
             descriptor: ShardDescriptor {
-                range: left_range,
+                range: whole.unwrap_or(left_range),
                 epoch,
                 ..descriptor.clone()
             },
@@ -97,6 +101,14 @@ pub(crate) fn halves(
             // No leader of the child has written: the first one stamps above the ceiling that leaders of
             // the shard may have closed up to.
             ceiling_term: 0,
+            last_stamp: match mutant::lives(Mutant::ChildForgetsStamps) {
+                true => Timestamp::ZERO,
+                false => row.last_stamp,
+            },
+            last_outcome: match mutant::lives(Mutant::ChildForgetsOutcomes) {
+                true => Timestamp::ZERO,
+                false => row.last_outcome,
+            },
             chain: chain::of_child(row.chain, split.child),
             birth: Some(Birth {
                 parent: descriptor.id,

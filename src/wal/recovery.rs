@@ -12,6 +12,8 @@ use bytes::Bytes;
 
 use crate::codec::record;
 use crate::codec::record::Place;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::types::ReplicaId;
 use crate::wal::index::Index;
 use crate::wal::index::Live;
@@ -136,6 +138,9 @@ impl Recovered {
 
     fn take(&mut self, record: &Record, replica: ReplicaId, location: Location) {
         if matches!(record, Record::Mark { .. }) {
+            return;
+        }
+        if mutant::lives(Mutant::CopiesNotRead) && matches!(record, Record::CopiedEntries(_)) {
             return;
         }
         let index = self.replicas.entry(replica).or_default();

@@ -18,6 +18,8 @@ use tokio::time::sleep;
 
 use crate::codec::record::Place;
 use crate::env::files::File;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::rng;
 use crate::env::tasks::offload;
 use crate::env::tasks::spawn;
@@ -448,7 +450,12 @@ impl Writer {
         let path = || segment_path(&self.shared.dir, self.segment.sequence);
         let written = file.write_at(&round.bytes, round.start);
         written.map_err(|error| WalError::io("write", &path(), error))?;
-        let synced = file.sync_data();
+        let synced = match mutant::lives(Mutant::LogNotSynced) {
+            true => Ok(()),
+            false => file.sync_data(),
+        };
+        let again = || mutant::lives(Mutant::FailedSyncRepeated).then(|| file.sync_data());
+        let synced = synced.or_else(|error| again().unwrap_or(Err(error)));
         synced.map_err(|error| WalError::io("sync", &path(), error))?;
         round.bytes.truncate(records);
         self.segment.end = round.start + records as u64;
@@ -527,6 +534,7 @@ impl Writer {
     fn next_segment(&mut self) -> Result<(), WalError> {
         let sequence = self.segment.sequence + 1;
         let oldest = self.live.oldest().unwrap_or(sequence);
+        let oldest = (oldest + u64::from(mutant::lives(Mutant::LiveSegmentFreed))).min(sequence);
         let header = Header {
             sequence,
             oldest,

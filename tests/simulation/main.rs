@@ -7,6 +7,7 @@
 //! cargo test --test simulation -- --seed 17             one, with what led to the failure
 //! cargo test --test simulation -- --seed 17 --shrink    the fewest faults that still fail
 //! cargo test --test simulation -- --seed 17 --trace     everything that happened in it
+//! cargo test --test simulation -- --until-failure       one line about the first seed that fails
 //! ```
 //!
 //! A run has a fault phase, with clients that ask for everything a shard can do, and a healing phase, in
@@ -35,6 +36,7 @@ mod seeds;
 
 use std::process::Command;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use fault::Plan;
@@ -67,6 +69,13 @@ struct Arguments {
     /// With --seed: print all that happened
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Only look for the first seed that fails, and say what was found first
+    #[arg(long, conflicts_with_all = ["seed", "at_least"])]
+    until_failure: bool,
+    /// The faults that were built in, and what is wrong with each
+    #[cfg(quorate_mutants)]
+    #[arg(long)]
+    list_mutants: bool,
     /// What the test runner passes
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
     runner: Vec<String>,
@@ -85,7 +94,15 @@ fn main() -> ExitCode {
             .without_time()
             .init();
     }
+    #[cfg(quorate_mutants)]
+    if arguments.list_mutants {
+        list_mutants();
+        return ExitCode::SUCCESS;
+    }
     seeds::note_panics();
+    if arguments.until_failure {
+        return until_failure(&arguments);
+    }
     match arguments.seed {
         Some(seed) if arguments.shrink => shrink(seed, plan(seed, &arguments.without)),
         Some(seed) => one(seed, &arguments),
@@ -201,7 +218,7 @@ fn many(arguments: &Arguments) -> ExitCode {
             false => failed += 1,
         }
     }
-    let limit = arguments.seconds.map(std::time::Duration::from_secs);
+    let limit = arguments.seconds.map(Duration::from_secs);
     let total = seeds::run(arguments.first, arguments.seeds, limit);
     println!("{total}");
     if total.passed + total.failed < arguments.at_least {
@@ -214,6 +231,29 @@ fn many(arguments: &Arguments) -> ExitCode {
         failed + total.failed
     );
     exit(failed + total.failed == 0)
+}
+
+/// One line for a program to read.
+fn until_failure(arguments: &Arguments) -> ExitCode {
+    let limit = arguments.seconds.map(Duration::from_secs);
+    match seeds::first_failure(arguments.first, arguments.seeds, limit) {
+        Ok(passed) => {
+            println!("{passed}\tpassed");
+            ExitCode::SUCCESS
+        }
+        Err((seed, violation)) => {
+            println!("{seed}\t{}", violation.replace(char::is_whitespace, " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(quorate_mutants)]
+fn list_mutants() {
+    use quorate::env::mutant::Mutant;
+    for mutant in Mutant::ALL {
+        println!("{mutant:?}\t{}", mutant.breaks());
+    }
 }
 
 /// Runs a seed in two processes and compares all that happened in them.

@@ -11,6 +11,8 @@ use std::sync::mpsc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+use quorate::env::clock::Clock;
+
 use crate::fault::Plan;
 use crate::report;
 use crate::run;
@@ -123,6 +125,45 @@ pub fn run(first: u64, count: u64, limit: Option<Duration>) -> Total {
         drop(over);
     });
     total
+}
+
+/// Runs seeds one after the other until one fails; gives it, and what was found first. Otherwise how many
+/// have passed.
+pub fn first_failure(
+    first: u64,
+    count: u64,
+    limit: Option<Duration>,
+) -> Result<u64, (u64, String)> {
+    let clock = Clock::system();
+    let began_ms = clock.wall_ms();
+    let is_late =
+        || limit.is_some_and(|limit| clock.wall_ms() - began_ms > limit.as_millis() as u64);
+    let (done, found) = mpsc::channel();
+    std::thread::spawn(move || {
+        for seed in first..first + count {
+            if done.send(violation(seed)).is_err() {
+                return;
+            }
+        }
+    });
+    for seed in first..first + count {
+        match found.recv_timeout(RUN_MAX) {
+            Ok(None) if is_late() => return Ok(seed + 1 - first),
+            Ok(None) => {}
+            Ok(Some(violation)) => return Err((seed, violation)),
+            Err(_) => return Err((seed, format!("the run has not ended after {RUN_MAX:?}"))),
+        }
+    }
+    Ok(count)
+}
+
+/// What was found first in a run of this seed. A panic that ends it is found, too.
+fn violation(seed: u64) -> Option<String> {
+    let run = || run::run(seed, &Plan::of(seed), false);
+    match panic::catch_unwind(run) {
+        Ok(outcome) => outcome.violations.into_iter().next(),
+        Err(_) => panics().into_iter().next(),
+    }
 }
 
 fn take(next: &Mutex<std::ops::Range<u64>>) -> Option<u64> {

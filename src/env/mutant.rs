@@ -1,0 +1,126 @@
+//! Faults that are put into our own code, one at a time, to show that they are found. `tests/mutants` runs
+//! them.
+//!
+//! A test that has never failed has not been tried, and of a simulation it is the faults in the program
+//! that try it. Each fault stands in one line beside the rule that it breaks, `if mutant::lives(..)`. It is
+//! switched on by name, in a build made for that alone; in every other build [`lives`] is a constant, and
+//! nothing is left of it.
+//!
+//! # What has no mutant, and why
+//!
+//! - *A second lock.* Some rules guard what another one guards too, so that breaking one alone shows
+//!   nothing. A proposal names its term, a new leader stamps only after its barrier, and apply refuses a
+//!   stamp that is not above the last: the mutant breaks the last two together. A write names the bounds
+//!   that it was stamped for, and apply looks whether the key is in the shard. The wait of apply for the
+//!   local sync is such a lock, too: what was applied is committed, and a log that ends before it is cut
+//!   behind it at the next start. So is the place in the checksum of a record in the log: every write ends
+//!   with zeros, behind which nobody reads. Tests in the small hold each by itself.
+//! - *What costs time alone.* A vote before the vote that is always granted, a learner that is promoted
+//!   before it has caught up, a log that is purged while a snapshot is on its way, the old leader's lease:
+//!   nothing wrong is ever answered. Tests of their own hold them.
+//! - *What is the library's.* Counting votes and acknowledgements, taking over from a leader of an older
+//!   term.
+//! - *What only the real world does.* That sled flushes, that a file system loses what was not synced:
+//!   `tests/power-cut-must-fail` takes those barriers out.
+//! - *What is not there yet.* Merges, leases, closed timestamps, shards that sleep.
+
+/// The faults: a name, and what is wrong then.
+macro_rules! mutants {
+    ($($name:ident: $breaks:literal,)*) => {
+        /// A fault in our own code.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Mutant {
+            $(#[doc = $breaks] $name,)*
+        }
+
+        #[cfg(quorate_mutants)]
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Mutant] = &[$(Mutant::$name,)*];
+
+            /// What is wrong.
+            pub fn breaks(self) -> &'static str {
+                match self {
+                    $(Mutant::$name => $breaks,)*
+                }
+            }
+        }
+    };
+}
+
+mutants! {
+    LogNotSynced: "the log says that a write is synced, and has not synced it",
+    FailedSyncRepeated: "a sync of the log that has failed is tried again, and then believed",
+    TailNotRewritten: "a restarted log takes what it reads for durable, synced or not",
+    LiveSegmentFreed: "a segment of the log is given up with entries in it that still count",
+    CopiesNotRead: "what was copied forward in the log is not found at the next start",
+    EndOfReplicaNotLogged: "a destroyed replica is not called gone in the log",
+    VoteNotStored: "a vote is given and not written down",
+    VoteNotAwaited: "a vote is given before it is synced",
+    SeedVoteReplacesVotes: "each start puts the vote that a seed counts as in place of the real one",
+    RefusedVoteCounted: "a vote that was refused counts as given",
+    LeaderRestored: "a restarted leader leads on in its old term",
+    BeatsWithoutCommit: "heartbeats do not say what is committed",
+    SplitNotKnownCommitted: "a child's birth does not prove the split in the parent's log",
+    CheckpointWithoutFlush: "a checkpoint lets the log be purged without a flush",
+    CheckpointReadLate: "a checkpoint takes for flushed what was applied during the flush",
+    SnapshotNotFlushed: "an installed snapshot is not flushed before the log is purged behind it",
+    RowBeforeData: "the row with the applied position is written before the data",
+    AnsweredWhenProposed: "a write is answered when it is proposed, not when it is committed",
+    UnknownCalledRefused: "a proposal that the next leader may commit is called refused",
+    LeaderReadsAlone: "a leader reads without asking a quorum whether it still leads",
+    RoundServesLatecomers: "a round of reads that has begun serves readers who come later",
+    FollowerReadsUnapplied: "a follower reads without having applied the position that it was told",
+    ReaderWaitsOneShort: "a reader waits for the entry before the one that it needs",
+    StampsMayFall: "a new leader stamps by its own clock alone, and apply takes any stamp",
+    StampBelowItsRequest: "a write may be stamped below the time of its request's id",
+    RepeatNotKnown: "a repeated request is applied again",
+    RefusalNotKnown: "a failed condition is not remembered, and a repeat is judged anew",
+    WindowNotKept: "a repeat of a request that is forgotten is applied",
+    RetryUnderNewId: "a client sends a write again under another id",
+    ConditionsNotChecked: "conditions of writes always hold",
+    OneOperationOfMany: "of a write with several keys one is written",
+    HistoryNotKept: "a replaced version is not kept for those who read at an older stamp",
+    DeletesLeaveNothing: "a delete removes the key instead of leaving a tombstone",
+    CollectedTooSoon: "collection removes versions that readers may still ask for",
+    ScanEndsEarly: "a scan that was cut off by its limit says that it has seen all",
+    ParentKeepsItsRange: "a split leaves the child's range to the parent too",
+    ChildForgetsStamps: "a child starts with stamps below those of its parent",
+    ChildForgetsOutcomes: "a child does not know the stored outcomes of its parent",
+    SplitOfAnotherEpoch: "a split is applied though the shard has changed since it was planned",
+    SplitWhileJoint: "a split is applied while the shard's voters are being changed",
+    GoneSeededAgain: "a split that is replayed brings back a child that has ended",
+    ChildSeededTwice: "a split that is replayed begins a child anew that has gone on",
+    NoRoomAwaited: "a replica is made where another one still holds its keys",
+    SlotGivenTwice: "a snapshot is filled into a slot that was used before",
+    SlotClearedInUse: "a slot is cleared while it is filled",
+    SnapshotWithoutOutcomes: "a snapshot leaves out the stored outcomes",
+    DestroyedOnDoubt: "a replica that hears no leader is destroyed without asking",
+    StrangerByOldLeader: "a leader says who belongs to its group without asking a quorum",
+    JointLeftAlone: "nobody finishes a change of voters that a leader has left half-way",
+    IdsGivenTwice: "placement gives the same ids out again",
+    WrongReplicaAnswers: "a replica takes messages for an earlier one of its group",
+}
+
+/// Whether this fault is in the program now: never.
+#[cfg(not(quorate_mutants))]
+#[inline(always)]
+pub const fn lives(_mutant: Mutant) -> bool {
+    false
+}
+
+/// Whether this fault is in the program now: at most one is, which the environment variable
+/// `QUORATE_MUTANT` names.
+///
+/// # Panics
+/// If it names none that there is: a run that was meant to find a fault must not pass without one.
+#[cfg(quorate_mutants)]
+pub fn lives(mutant: Mutant) -> bool {
+    static LIVING: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
+    let living = LIVING.get_or_init(|| {
+        let name = std::env::var("QUORATE_MUTANT").ok()?;
+        let known = Mutant::ALL.iter().find(|it| format!("{it:?}") == name);
+        Some(*known.unwrap_or_else(|| panic!("there is no mutant {name}")))
+    });
+    *living == Some(mutant)
+}
