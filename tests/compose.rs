@@ -47,7 +47,7 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
         fs::metadata(&input).unwrap().len()
     );
 
-    let (mut containers, ()) = Containers::up_on(|| ());
+    let mut containers = Containers::up_on(None);
     split(&records);
     let import = quorate(&["import", "--rate", RECORDS_PER_SECOND])
         .arg(&input)
@@ -89,7 +89,10 @@ async fn a_container_that_stands_still_or_has_no_network_or_no_room_loses_nothin
         support::skip("QUORATE_REQUIRE_DOCKER", "compose", &why);
         return;
     }
-    let (containers, volumes) = Containers::up_on(Volumes::small);
+    let small = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    fs::write(small.path(), SMALL_VOLUMES).unwrap();
+    let containers = Containers::up_on(Some(small.path()));
+    let volumes = Volumes::of_running();
     for (seed, hurt) in [Hurt::Pause, Hurt::Disconnect, Hurt::FillUp]
         .into_iter()
         .enumerate()
@@ -144,33 +147,26 @@ async fn leads(nodes: &Nodes, node: usize) -> bool {
 /// The network that compose makes.
 const NETWORK: &str = "quorate-test_quorate";
 
-/// The nodes' volumes, made before compose would: small ones in memory, which can be filled up. Compose
-/// removes them.
+/// Volumes in memory, which can be filled up.
+const SMALL_VOLUMES: &str = r#"
+volumes:
+  n1: &small
+    driver: local
+    driver_opts: { type: tmpfs, device: tmpfs, o: "size=1g" }
+  n2: *small
+  n3: *small
+"#;
+
+/// Where the nodes' volumes are mounted.
 struct Volumes {
     mounted: Vec<PathBuf>,
 }
 
 impl Volumes {
-    fn small() -> Volumes {
+    /// The volumes of containers that run.
+    fn of_running() -> Volumes {
         let mounted = (1..=PORTS.len()).map(|number| {
             let name = format!("quorate-test_n{number}");
-            docker(&[
-                "volume",
-                "create",
-                "--driver",
-                "local",
-                "--opt",
-                "type=tmpfs",
-                "--opt",
-                "device=tmpfs",
-                "--opt",
-                "o=size=1g",
-                "--label",
-                "com.docker.compose.project=quorate-test",
-                "--label",
-                &format!("com.docker.compose.volume=n{number}"),
-                &name,
-            ]);
             let place = ["volume", "inspect", "--format", "{{.Mountpoint}}", &name];
             let place = Command::new("docker").args(place).output().unwrap();
             PathBuf::from(String::from_utf8(place.stdout).unwrap().trim())
@@ -376,19 +372,20 @@ struct Containers {
 }
 
 impl Containers {
-    /// Brings them up on what `prepare` has made.
-    fn up_on<T>(prepare: impl FnOnce() -> T) -> (Containers, T) {
+    /// Brings them up, as deploy/compose.yaml says and, where it says something else, the file given.
+    fn up_on(extra: Option<&Path>) -> Containers {
         // Made first, so that what a failed start leaves behind is removed too.
         let containers = Containers {
             nodes: support::connect::connect(&addresses()),
             _alone: support::alone(),
         };
         down();
-        let prepared = prepare();
-        let up = script("up");
+        let mut up = deploy_command("deploy/up");
+        up.envs(extra.map(|file| ("QUORATE_COMPOSE_EXTRA", file)));
+        let up = up.output().unwrap();
         assert!(up.status.success(), "deploy/up: {}", said(&up));
         println!("{}", said(&up));
-        (containers, prepared)
+        containers
     }
 
     /// Waits until all are ready, kills the container of the node that leads most shards and starts it again.
@@ -456,10 +453,6 @@ fn down() {
     if !down.status.success() {
         eprintln!("deploy/down: {}", said(&down));
     }
-}
-
-fn script(name: &str) -> Output {
-    deploy_command(&format!("deploy/{name}")).output().unwrap()
 }
 
 fn compose(arguments: &[&str]) -> Output {

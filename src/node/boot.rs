@@ -372,7 +372,11 @@ impl Found {
 impl Stores {
     /// What answers questions about the state of the replicas here.
     pub fn checks(&self) -> Checks {
-        Checks::new(Arc::clone(&self.registry), Arc::clone(&self.engine))
+        Checks::new(
+            Arc::clone(&self.registry),
+            Arc::clone(&self.engine),
+            self.checkpoints.as_flush(),
+        )
     }
 
     /// Stops every replica, flushes the engine and closes the log. The tasks of the replicas have been

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::machine::MachineError;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
+use crate::raft::Flush;
 use crate::shard::Quarantined;
 use crate::shard::quarantine;
 use crate::telemetry::metrics;
@@ -28,12 +29,17 @@ use crate::wire::request::ReplicaName;
 pub struct Checks {
     registry: Arc<Registry>,
     engine: Arc<dyn Engine>,
+    flush: Flush,
 }
 
 impl Checks {
     /// Of the replicas in the registry, whose state is in the engine.
-    pub fn new(registry: Arc<Registry>, engine: Arc<dyn Engine>) -> Checks {
-        Checks { registry, engine }
+    pub fn new(registry: Arc<Registry>, engine: Arc<dyn Engine>, flush: Flush) -> Checks {
+        Checks {
+            registry,
+            engine,
+            flush,
+        }
     }
 
     /// The answer for one replica here. Cancel-safe: sent again it does no harm.
@@ -88,6 +94,12 @@ impl Checks {
     pub async fn quarantined(&self) -> Result<Vec<Quarantined>, MachineError> {
         let engine = Arc::clone(&self.engine);
         offload(move || quarantine::marked(engine.as_ref())).await
+    }
+
+    /// Returns when what is marked survives a power cut. Only then may a marked replica leave its group:
+    /// nobody else knows that another one is to come.
+    pub async fn flush_marks(&self) {
+        (self.flush)().await;
     }
 
     /// The key from which on stored state is to be compared next.

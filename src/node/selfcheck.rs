@@ -265,7 +265,8 @@ impl SelfCheck {
             Ok(Some((portion, bytes))) => (bytes, portion.range.end),
             Ok(None) => (0, end),
             Err(error) => {
-                debug!(%error, "a portion was not compared, and is in the next round");
+                // Here ends what is compared of this shard in this round.
+                warn!(%error, "a portion was not compared, and is in the next round");
                 (PORTION_BYTES, end)
             }
         };
@@ -398,6 +399,7 @@ impl SelfCheck {
                 "too few of the other replicas answer",
             ));
         }
+        self.checks.flush_marks().await;
         let Quarantined { replica, shard } = quarantined;
         let request = Request::RemoveReplica(ReplicaName { shard, replica });
         self.ask_anybody(request).await

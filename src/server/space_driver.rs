@@ -27,6 +27,8 @@ use crate::server::space::Space;
 use crate::telemetry::metrics;
 use crate::types::GroupId;
 use crate::types::NodeId;
+use crate::types::log::LogEntry;
+use crate::types::log::Payload;
 use crate::types::node::Room;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
@@ -103,7 +105,7 @@ pub(super) fn check_room(space: &Space, needed: Room) -> Result<()> {
     }
 }
 
-/// Has a shard's replica take entries until the disk is full, and then ends the stream with an error: the
+/// Has a shard's replica take commands until the disk is full, and then ends the stream with an error: the
 /// leader tries again later. What placement's group writes is little, and is always taken.
 pub(super) fn while_there_is_room(
     space: Arc<Space>,
@@ -117,9 +119,11 @@ pub(super) fn while_there_is_room(
     let refused = Arc::new(OnceLock::new());
     let refusal = Arc::clone(&refused);
     let requests = requests.take_while(move |request| {
-        let room = match request.entries.is_empty() {
-            true => Ok(()),
-            false => check_room(&space, Room::Short),
+        // What a new leader and a change of replicas need is little: without it nobody could read any more.
+        let is_command = |entry: &LogEntry| matches!(entry.payload, Payload::Command(_));
+        let room = match request.entries.iter().any(is_command) {
+            true => check_room(&space, Room::Short),
+            false => Ok(()),
         };
         ready(room.map_err(|error| refusal.set(error)).is_ok())
     });

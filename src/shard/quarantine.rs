@@ -24,7 +24,7 @@ pub struct Quarantined {
     pub shard: ShardId,
 }
 
-/// Marks a replica. Not flushed: what a power cut takes is found again.
+/// Marks a replica. Not flushed: what a power cut takes is found again while the replica is in its group.
 pub fn mark(engine: &dyn Engine, quarantined: Quarantined) -> Result<(), MachineError> {
     let mut batch = Batch::default();
     let place = layout::quarantine(quarantined.replica);
