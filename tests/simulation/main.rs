@@ -221,6 +221,10 @@ fn many(arguments: &Arguments) -> ExitCode {
     let limit = arguments.seconds.map(Duration::from_secs);
     let total = seeds::run(arguments.first, arguments.seeds, limit);
     println!("{total}");
+    for what in total.missing() {
+        println!("never happened: {what}");
+        failed += 1;
+    }
     if total.passed + total.failed < arguments.at_least {
         println!("fewer than {} seeds", arguments.at_least);
         failed += 1;

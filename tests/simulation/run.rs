@@ -19,6 +19,7 @@ use quorate::testkit::mix;
 use quorate::testkit::mix::Mix;
 use quorate::testkit::mix::layout::Layout;
 use quorate::testkit::mix::lost::lost;
+use quorate::testkit::observed::Answer;
 use quorate::testkit::observed::Observed;
 use quorate::types::GroupId;
 use quorate::types::Key;
@@ -425,6 +426,10 @@ impl Run {
         for complaint in lost.complaints {
             self.watch.complain(format!("lost: {complaint}"));
         }
+        for read in finals.iter().filter(|read| !is_found(read)) {
+            self.watch
+                .complain(format!("cannot be read in the end: {:?}", read.asked));
+        }
         history.extend(finals);
         match linear::check(&history, &linear::Options::default()) {
             Verdict::Linearizable(_) => {}
@@ -570,6 +575,10 @@ impl Run {
             text: self.trace.text(),
         }
     }
+}
+
+fn is_found(read: &Observed) -> bool {
+    matches!(read.answer, Answer::Found(..))
 }
 
 fn pairs(links: &[(u64, u64)]) -> Vec<(NodeId, NodeId)> {

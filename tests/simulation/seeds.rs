@@ -74,6 +74,27 @@ impl Total {
     }
 }
 
+/// With so many seeds everything must have happened at least once.
+const SEEDS_WITH_ALL: u64 = 100;
+
+impl Total {
+    /// What was to be tried and never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let counts = [
+            ("a crash", self.crashes),
+            ("a split", self.splits),
+            ("a move", self.moves),
+            ("a snapshot", self.snapshots),
+            ("two states compared", self.states_compared),
+        ];
+        let never = counts.into_iter().filter(|(_, count)| *count == 0);
+        match self.passed + self.failed >= SEEDS_WITH_ALL {
+            true => never.map(|(what, _)| what).collect(),
+            false => Vec::new(),
+        }
+    }
+}
+
 impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
