@@ -90,7 +90,7 @@ pub struct Opened {
 /// Nodes that have ended.
 #[derive(Default)]
 pub struct Buried {
-    pub count: u64,
+    pub nodes: Vec<NodeId>,
     /// Those that nobody has ended, and why they did.
     pub surprises: Vec<String>,
 }
@@ -213,7 +213,7 @@ impl Cluster {
                 .unwrap_or((Crash::Kill { kept: u64::MAX }, REPAIR));
             self.trace
                 .say(format_args!("{} has ended: {how:?} {failure:?}", seat.id));
-            buried.count += 1;
+            buried.nodes.push(seat.id);
             if let Some(why) = failure.filter(|_| !seat.may_fail) {
                 buried
                     .surprises

@@ -227,7 +227,9 @@ impl Cable {
             .trace
             .say(format_args!("{} → {} {what}", self.from, self.to));
         self.net.watch.request(self.from, self.to, &call.request);
-        if self.net.doubles(self.from, self.to) {
+        // A client repeats a write under its id. What is sent on by a node arrives once: who is told that a
+        // write was refused must not find it done by a second copy.
+        if self.net.doubles(self.from, self.to) && write.is_none() {
             self.again(&reached, call.clone());
         }
         let asked = call.request.clone();
@@ -260,8 +262,10 @@ impl Cable {
         let reached = reached.clone();
         let asked = call.request.clone();
         let watch = Arc::clone(&self.net.watch);
+        let (trace, from, to) = (self.net.trace.clone(), self.from, self.to);
         tokio::spawn(async move {
             sleep(later).await;
+            trace.say(format_args!("{from} → {to} {} again", kind(&asked)));
             if let Some(answer) = deliver(&reached, call).await {
                 watch.response(&asked, &answer);
             }

@@ -295,7 +295,8 @@ impl Run {
 
     fn look(&mut self) {
         let buried = self.cluster.bury();
-        for _ in 0..buried.count {
+        for node in buried.nodes {
+            self.watch.ended(node);
             self.watch.count(Event::Crash);
         }
         for surprise in buried.surprises {

@@ -134,6 +134,14 @@ impl Watch {
         }
     }
 
+    /// A node has ended.
+    pub fn ended(&self, node: NodeId) {
+        let mut state = self.state();
+        for (group, replica) in state.replicas.on(node) {
+            state.votes.ended(group, replica);
+        }
+    }
+
     /// It has happened once more.
     pub fn count(&self, event: Event) {
         let mut state = self.state();

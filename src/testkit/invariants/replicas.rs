@@ -14,6 +14,14 @@ pub struct Replicas {
 }
 
 impl Replicas {
+    /// The replicas that were seen on a node.
+    pub fn on(&self, node: NodeId) -> Vec<(GroupId, ReplicaId)> {
+        let places = self.places.iter();
+        let here = places.filter(|(_, (_, on))| *on == node);
+        here.map(|(replica, (group, _))| (*group, *replica))
+            .collect()
+    }
+
     /// A node has a replica of a group.
     pub fn seen(
         &mut self,

@@ -37,24 +37,30 @@ impl Votes {
         }
     }
 
-    /// A replica says that it is in this term. What it does is seen before it says so: a vote counts from the
-    /// next look on. Term 0 is that of a replica that has not read its log yet.
+    /// A replica says that it is in this term. Term 0 is that of a replica that has not read its log yet.
     pub fn reached(
         &mut self,
         group: GroupId,
         replica: ReplicaId,
         term: u64,
     ) -> Result<(), Violation> {
-        let of = (group, replica);
-        let voted = self.voted.get(&of).copied().unwrap_or_default();
-        let known = self.reached.entry(of).or_default();
-        let before = std::mem::replace(known, term.max(voted).max(*known));
+        let known = self.reached.entry((group, replica)).or_default();
+        let before = std::mem::replace(known, term.max(*known));
         match term >= before || term == 0 {
             true => Ok(()),
             false => Err(format!(
                 "{replica} of {group} is in term {term} and was in term {before}"
             )),
         }
+    }
+
+    /// A replica has ended. While it lived it may have said late which term it was in; when it comes back it
+    /// knows every vote that it has given.
+    pub fn ended(&mut self, group: GroupId, replica: ReplicaId) {
+        let of = (group, replica);
+        let voted = self.voted.get(&of).copied().unwrap_or_default();
+        let known = self.reached.entry(of).or_default();
+        *known = voted.max(*known);
     }
 }
 
@@ -80,6 +86,7 @@ mod tests {
         assert_eq!(votes.reached(group, voter, 2), Ok(()));
         assert_eq!(votes.granted(group, voter, 4, ReplicaId(2)), Ok(()));
         assert_eq!(votes.reached(group, voter, 3), Ok(()));
+        votes.ended(group, voter);
         assert_eq!(votes.reached(group, voter, 0), Ok(()));
         assert!(votes.reached(group, voter, 3).is_err());
         assert_eq!(votes.reached(group, voter, 4), Ok(()));
