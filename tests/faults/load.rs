@@ -50,18 +50,20 @@ impl Load {
         support::answered(&self.writers, count, what).await;
     }
 
-    /// The longest time without an answered write while `span` passes.
+    /// The longest time without an answered write that begins while `span` passes; one that does not end
+    /// is [`SILENCE_MAX`].
     pub(crate) async fn longest_silence(&self, span: Duration) -> Duration {
         let began = Instant::now();
         let (mut last, mut longest) = (began, Duration::ZERO);
         loop {
             let left = span.saturating_sub(began.elapsed());
-            let answered = self.writers.wait_answered(1, left).await;
+            if !self.writers.wait_answered(1, left).await {
+                let rest = SILENCE_MAX.saturating_sub(last.elapsed());
+                self.writers.wait_answered(1, rest).await;
+                return longest.max(last.elapsed());
+            }
             longest = longest.max(last.elapsed());
             last = Instant::now();
-            if !answered {
-                return longest;
-            }
         }
     }
 
