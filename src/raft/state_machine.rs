@@ -169,6 +169,21 @@ impl Hosted {
         sink.finish()
     }
 
+    /// Refuses a snapshot of less than what is applied. The library can let a snapshot wait, and meanwhile
+    /// apply entries behind its position (openraft #2116). An error here ends the library's core and not the
+    /// process: the group is reopened on the state that it has.
+    fn leads_forward(&self, position: Option<Position>) -> io::Result<()> {
+        let applied = *self.applied.borrow();
+        if position < applied {
+            return Err(io::Error::other(format!(
+                "a snapshot of {} came after {} was applied",
+                position.unwrap_or_default(),
+                applied.unwrap_or_default()
+            )));
+        }
+        Ok(())
+    }
+
     fn publish(&self, position: Option<Position>) {
         self.applied
             .send_if_modified(|applied| std::mem::replace(applied, position) != position);
@@ -321,6 +336,7 @@ impl RaftStateMachine<TypeConfig> for Applier {
             }
         };
         let applied = convert::to_applied(meta);
+        self.hosted.leads_forward(applied.position)?;
         let durable = applied.clone();
         self.on_machine(move |machine| machine.install(applied, received))
             .await?;

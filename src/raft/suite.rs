@@ -268,6 +268,26 @@ async fn the_librarys_suite_passes_on_real_files() {
     Suite::test_all(Builder(Ground::Files)).await.unwrap();
 }
 
+/// Such a core is ended by the error, and its group reopened; the process would be ended by the machine.
+#[tokio::test]
+async fn a_snapshot_that_would_take_the_state_back_is_refused_and_ends_no_process() {
+    let (_kept, _, mut logged) = Builder(Ground::Memory).build().await.unwrap();
+    let blank = |index| {
+        let position = Position { term: 1, index };
+        let payload = Payload::Blank;
+        let entry = convert::to_entry(LogEntry { position, payload });
+        stream::iter([Ok((entry.unwrap(), None))])
+    };
+    logged.apply(blank(0)).await.unwrap();
+    let old = logged.get_current_snapshot().await.unwrap().unwrap();
+    logged.apply(blank(1)).await.unwrap();
+    let refused = logged.install_snapshot(&old.meta, old.snapshot).await;
+    refused.unwrap_err();
+    let applied = logged.applied_state().await.unwrap().0;
+    assert_eq!(applied.map(|applied| applied.index()), Some(1));
+    logged.apply(blank(2)).await.unwrap();
+}
+
 /// A group of one replica needs nobody.
 struct Nobody;
 
