@@ -3,10 +3,12 @@
 //!
 //! What it assumes of a real disk, and no more: a sector of 512 bytes is old or new, except in the
 //! last write, which may end at any byte; unsynced sectors survive in any combination; names change in
-//! the order in which they were changed, and any number of the last changes may be missing.
+//! the order in which they were changed, and any number of the last changes may be missing, but for those
+//! in a directory that was synced.
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -124,6 +126,12 @@ impl CrashDisk {
         self.state().faults.full
     }
 
+    /// Whether something will go wrong that may end whoever writes.
+    pub fn may_fail(&self) -> bool {
+        let faults = &self.state().faults;
+        faults.full || faults.failing_sync.is_some() || faults.failing_write.is_some()
+    }
+
     /// From now on the disk is busy for up to so many milliseconds before each round of the log.
     pub fn set_busy_ms(&self, busy_ms: u64) {
         self.state().faults.busy_ms = busy_ms;
@@ -156,7 +164,7 @@ impl CrashDisk {
             writes: Vec::new(),
         });
         state.names.insert(path.to_path_buf(), inode);
-        state.sync_names();
+        state.durable_names.insert(path.to_path_buf(), inode);
     }
 
     /// Another disk with the same files, all of them durable.
@@ -194,11 +202,26 @@ impl State {
         self.renames.push(rename);
     }
 
-    fn sync_names(&mut self) {
-        self.durable_names = self.names.clone();
-        self.renames.clear();
-        let named: Vec<u64> = self.names.values().copied().collect();
-        // An open file without a name is gone for us.
+    /// The names in a directory are durable, and those in no other.
+    fn sync_names(&mut self, dir: Option<&Path>) {
+        let renames = std::mem::take(&mut self.renames);
+        for rename in renames {
+            match rename.is_in(dir) {
+                true => rename.apply(&mut self.durable_names),
+                false => self.renames.push(rename),
+            }
+        }
+        self.forget_unnamed();
+    }
+
+    /// An open file without a name is gone for us.
+    fn forget_unnamed(&mut self) {
+        let named: BTreeSet<u64> = self
+            .names
+            .values()
+            .chain(self.durable_names.values())
+            .copied()
+            .collect();
         self.inodes.retain(|inode, _| named.contains(inode));
     }
 
@@ -219,7 +242,7 @@ impl State {
         }
         self.life += 1;
         self.locks.clear();
-        self.sync_names();
+        self.forget_unnamed();
         self.faults = Faults::default();
     }
 
@@ -284,6 +307,14 @@ fn no_name() -> io::Error {
 }
 
 impl Rename {
+    fn is_in(&self, dir: Option<&Path>) -> bool {
+        match self {
+            Rename::Link(path, _) | Rename::Move(_, path) | Rename::Unlink(path) => {
+                path.parent() == dir
+            }
+        }
+    }
+
     fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
         match self {
             Rename::Link(path, inode) => {
@@ -395,12 +426,12 @@ impl Files for CrashDisk {
         Ok(names.map(ToString::to_string).collect())
     }
 
-    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state();
         if state.faults.sync_fails() {
             return Err(io::Error::other("injected sync failure"));
         }
-        state.sync_names();
+        state.sync_names(Some(dir));
         Ok(())
     }
 
@@ -420,7 +451,7 @@ impl Files for CrashDisk {
         state.write(inode, content, 0)?;
         state.sync(inode)?;
         state.change(Rename::Move(draft, path.to_path_buf()));
-        state.sync_names();
+        state.sync_names(path.parent());
         Ok(())
     }
 
@@ -516,7 +547,7 @@ mod tests {
 
     #[test]
     fn what_is_synced_stays_and_what_is_not_may_go() {
-        let mut outcomes = std::collections::BTreeSet::new();
+        let mut outcomes = BTreeSet::new();
         for seed in 0..64 {
             let disk = CrashDisk::new();
             let file = disk.create_zeroed(&path(), 2_048).unwrap();
@@ -544,6 +575,23 @@ mod tests {
             })
             .collect();
         assert!(found.contains(&true) && found.contains(&false));
+    }
+
+    #[test]
+    fn a_synced_directory_keeps_its_names_and_no_other_directorys() {
+        let (here, there) = (Path::new("here/a"), Path::new("there/a"));
+        let kept: BTreeSet<(bool, bool)> = (0..32)
+            .map(|seed| {
+                let disk = CrashDisk::new();
+                disk.create_zeroed(there, 8).unwrap();
+                disk.create_zeroed(here, 8).unwrap();
+                disk.sync_dir(Path::new("here")).unwrap();
+                disk.crash(seed);
+                let is_there = |path| disk.content(path).is_some();
+                (is_there(here), is_there(there))
+            })
+            .collect();
+        assert_eq!(kept, BTreeSet::from([(true, true), (true, false)]));
     }
 
     #[test]

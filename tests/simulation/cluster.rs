@@ -67,7 +67,7 @@ struct Seat {
     doom: Option<(Crash, Duration)>,
     node: Option<Node>,
     back_at: Option<Instant>,
-    /// A disk fault was put in: the node may end by itself.
+    /// A disk fault was put in: the node may end by itself, once.
     may_fail: bool,
 }
 
@@ -219,6 +219,8 @@ impl Cluster {
                     .surprises
                     .push(format!("{} ended by itself: {why}", seat.id));
             }
+            // One fault is forgiven one end.
+            seat.may_fail = false;
             let kept = match how {
                 Crash::Kill { kept } => {
                     seat.disk.kill();
@@ -229,6 +231,7 @@ impl Cluster {
                     kept
                 }
             };
+            seat.may_fail |= seat.disk.may_fail();
             seat.engine
                 .crash(usize::try_from(kept).unwrap_or(usize::MAX));
             seat.back_at = Some(Instant::now() + back_after);
@@ -254,16 +257,23 @@ impl Cluster {
         }
     }
 
-    /// A disk of the cluster, into which a fault is put that may end its node.
-    pub fn hurt_disk(&mut self, id: NodeId) -> CrashDisk {
+    /// One of the next syncs of a node's disk fails, which ends the node.
+    pub fn fail_sync(&mut self, id: NodeId, nth: u64) {
         let seat = self.seat(id);
         seat.may_fail = true;
-        seat.disk.clone()
+        seat.disk.fail_sync(nth);
     }
 
-    /// A node's disk, into which a fault is put that it must bear.
-    pub fn disk(&mut self, id: NodeId) -> CrashDisk {
-        self.seat(id).disk.clone()
+    /// From now on a node's disk takes no further byte, or does again. A node may end of it.
+    pub fn fill_disk(&mut self, id: NodeId, is_full: bool) {
+        let seat = self.seat(id);
+        seat.may_fail |= is_full;
+        seat.disk.set_full(is_full);
+    }
+
+    /// From now on a node's disk takes so long for each round of the log at most. A node bears it.
+    pub fn slow_disk(&mut self, id: NodeId, busy_ms: u64) {
+        self.seat(id).disk.set_busy_ms(busy_ms);
     }
 
     /// A node's clock.

@@ -214,11 +214,12 @@ fn crash(chance: &mut Seeded) -> Crash {
 }
 
 /// Directions that are cut: one node alone, one way in or out, two halves, one link, or a ring in which
-/// each node sees its neighbours only.
+/// each node sees its neighbours only. Sometimes the clients, number 0, are cut off like a node.
 fn cut(chance: &mut Seeded, nodes: u64) -> Vec<(u64, u64)> {
     let node = 1 + chance.below(nodes);
-    let all = (1..=nodes).flat_map(|from| (1..=nodes).map(move |to| (from, to)));
     let kind = chance.below(6);
+    let first = if kind < 4 { chance.below(2) } else { 1 };
+    let all = (first..=nodes).flat_map(|from| (first..=nodes).map(move |to| (from, to)));
     let side = chance.number();
     let other = 1 + (node + chance.below(nodes - 1)) % nodes;
     let is_cut = |(from, to): &(u64, u64)| match kind {

@@ -48,7 +48,7 @@ use crate::trace::Trace;
 use crate::watch::Event;
 use crate::watch::Watch;
 
-/// Clients stand here. Nothing is cut between them and the nodes.
+/// Clients stand here.
 pub const CLIENTS: NodeId = NodeId(0);
 /// Messages of one stream that are on their way at once.
 const STREAM_MESSAGES: usize = 8;
@@ -62,7 +62,7 @@ pub struct Weather {
     pub cut: BTreeSet<(NodeId, NodeId)>,
     /// Nodes behind a slow link, and how slow in milliseconds at most.
     pub slow: BTreeMap<NodeId, u64>,
-    /// Of a thousand messages between nodes so many are lost.
+    /// Of a thousand messages so many are lost.
     pub lost_per_mille: u64,
     /// Of a thousand calls between nodes so many arrive twice.
     pub doubled_per_mille: u64,
@@ -130,12 +130,11 @@ impl Net {
     fn fate(&self, from: NodeId, to: NodeId) -> Fate {
         let state = self.state();
         let weather = &state.weather;
-        let between_nodes = from != CLIENTS && to != CLIENTS;
         let silence = || Fate::Lost(Duration::from_millis(Chance.below(SILENCE_MAX_MS)));
         if weather.cut.contains(&(from, to)) {
             return silence();
         }
-        if between_nodes && Chance.below(1_000) < weather.lost_per_mille {
+        if Chance.below(1_000) < weather.lost_per_mille {
             return silence();
         }
         let slow = [from, to].map(|node| weather.slow.get(&node).copied().unwrap_or(0));

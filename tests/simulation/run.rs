@@ -37,6 +37,7 @@ use crate::fault::Plan;
 use crate::fault::What;
 use crate::net::CLIENTS;
 use crate::net::Net;
+use crate::net::Weather;
 use crate::seeds;
 use crate::trace::Trace;
 use crate::watch::Event;
@@ -65,6 +66,8 @@ pub struct Outcome {
     pub shards: usize,
     /// What was watched.
     pub seen: Seen,
+    /// How often the library's core failed as it is known to, and its group had to be reopened.
+    pub library_failures: u64,
     /// Virtual time that passed.
     pub lasted: Duration,
     /// Lines of the trace, and their checksum.
@@ -88,6 +91,7 @@ pub fn run(seed: u64, plan: &Plan, trace_all: bool) -> Outcome {
         run.outcome()
     });
     outcome.violations.extend(seeds::panics());
+    outcome.library_failures = seeds::library_failures();
     outcome
 }
 
@@ -100,8 +104,16 @@ struct Run {
     looks: u64,
     acknowledged: u64,
     shards: usize,
-    /// What is undone when.
-    undo: Vec<(Instant, What)>,
+    /// What goes on until when.
+    lasting: Vec<(Instant, What)>,
+}
+
+/// What lasts on one node.
+#[derive(Debug, Clone, Copy, Default)]
+struct Suffering {
+    paused: bool,
+    is_full: bool,
+    busy_ms: u64,
 }
 
 impl Run {
@@ -118,7 +130,7 @@ impl Run {
             looks: 0,
             acknowledged: 0,
             shards: 0,
-            undo: Vec::new(),
+            lasting: Vec::new(),
         }
     }
 
@@ -140,9 +152,8 @@ impl Run {
         let mix = Mix::start(&target, &options).expect("there are addresses");
         self.suffer(plan).await;
         self.trace.say(format_args!("all is well again"));
-        self.cluster
-            .net
-            .change(|weather| *weather = Default::default());
+        self.lasting.clear();
+        self.make_weather();
         self.cluster.heal();
         self.until(
             "every node is open and every group led",
@@ -184,7 +195,6 @@ impl Run {
 
     fn inflict(&mut self, fault: &Fault) {
         self.trace.say(format_args!("fault {:?}", fault.what));
-        let net = Arc::clone(&self.cluster.net);
         match fault.what.clone() {
             What::Crash {
                 nodes,
@@ -196,49 +206,18 @@ impl Run {
                 let back = Duration::from_millis(back_after_ms);
                 self.cluster.crash(&nodes, how, at_step, back);
             }
-            What::Pause { node, for_ms } => {
-                self.cluster.pause(NodeId(node), true);
-                self.later(for_ms, fault);
-            }
-            What::Cut { links, for_ms } => {
-                net.change(|weather| weather.cut.extend(pairs(&links)));
-                self.later(for_ms, fault);
-            }
-            What::Slow {
-                node,
-                delay_ms,
-                for_ms,
-            } => {
-                net.change(|weather| {
-                    weather.slow.insert(NodeId(node), delay_ms);
-                });
-                self.later(for_ms, fault);
-            }
-            What::Lossy {
-                lost_per_mille,
-                doubled_per_mille,
-                for_ms,
-            } => {
-                net.change(|weather| {
-                    weather.lost_per_mille = lost_per_mille;
-                    weather.doubled_per_mille = doubled_per_mille;
-                });
-                self.later(for_ms, fault);
-            }
-            What::SlowDisk {
-                node,
-                busy_ms,
-                for_ms,
-            } => {
-                self.cluster.disk(NodeId(node)).set_busy_ms(busy_ms);
-                self.later(for_ms, fault);
-            }
-            What::FullDisk { node, for_ms } => {
-                self.cluster.hurt_disk(NodeId(node)).set_full(true);
-                self.later(for_ms, fault);
+            What::Pause { for_ms, .. }
+            | What::Cut { for_ms, .. }
+            | What::Slow { for_ms, .. }
+            | What::Lossy { for_ms, .. }
+            | What::SlowDisk { for_ms, .. }
+            | What::FullDisk { for_ms, .. } => {
+                let until = Instant::now() + Duration::from_millis(for_ms);
+                self.lasting.push((until, fault.what.clone()));
+                self.make_weather();
             }
             What::FailingSync { node, nth } => {
-                self.cluster.hurt_disk(NodeId(node)).fail_sync(nth);
+                self.cluster.fail_sync(NodeId(node), nth);
             }
             What::ClockStep { node, by_ms } => {
                 self.cluster.clock(NodeId(node)).set_offset_ms(by_ms);
@@ -250,51 +229,70 @@ impl Run {
         }
     }
 
-    fn later(&mut self, for_ms: u64, fault: &Fault) {
-        let at = Instant::now() + Duration::from_millis(for_ms);
-        self.undo.push((at, fault.what.clone()));
-    }
-
-    /// Undoes what has lasted long enough.
+    /// Ends what has lasted long enough.
     fn repair(&mut self) {
         let now = Instant::now();
-        let (due, rest) = std::mem::take(&mut self.undo)
-            .into_iter()
-            .partition(|(at, _)| *at <= now);
-        self.undo = rest;
-        let due: Vec<(Instant, What)> = due;
-        for (_, what) in due {
+        let is_over = |(until, _): &mut (Instant, What)| *until <= now;
+        let over: Vec<_> = self.lasting.extract_if(.., is_over).collect();
+        for (_, what) in &over {
             self.trace.say(format_args!("over {what:?}"));
-            let net = Arc::clone(&self.cluster.net);
+        }
+        if !over.is_empty() {
+            self.make_weather();
+        }
+    }
+
+    /// Makes everything as bad as what lasts now says, and no worse: faults of one kind may overlap.
+    fn make_weather(&mut self) {
+        let mut weather = Weather::default();
+        let mut nodes: BTreeMap<NodeId, Suffering> = BTreeMap::new();
+        for (_, what) in &self.lasting {
             match what {
-                What::Pause { node, .. } => self.cluster.pause(NodeId(node), false),
-                What::Cut { links, .. } => net.change(|weather| {
-                    for link in pairs(&links) {
-                        weather.cut.remove(&link);
-                    }
-                }),
-                What::Slow { node, .. } => net.change(|weather| {
-                    weather.slow.remove(&NodeId(node));
-                }),
-                What::Lossy { .. } => net.change(|weather| {
-                    weather.lost_per_mille = 0;
-                    weather.doubled_per_mille = 0;
-                }),
-                What::SlowDisk { node, .. } => self.cluster.disk(NodeId(node)).set_busy_ms(0),
-                What::FullDisk { node, .. } => self.cluster.disk(NodeId(node)).set_full(false),
+                What::Pause { node, .. } => nodes.entry(NodeId(*node)).or_default().paused = true,
+                What::FullDisk { node, .. } => {
+                    nodes.entry(NodeId(*node)).or_default().is_full = true;
+                }
+                What::SlowDisk { node, busy_ms, .. } => {
+                    let known = nodes.entry(NodeId(*node)).or_default();
+                    known.busy_ms = known.busy_ms.max(*busy_ms);
+                }
+                What::Cut { links, .. } => weather.cut.extend(pairs(links)),
+                What::Slow { node, delay_ms, .. } => {
+                    let known = weather.slow.entry(NodeId(*node)).or_default();
+                    *known = (*known).max(*delay_ms);
+                }
+                What::Lossy {
+                    lost_per_mille,
+                    doubled_per_mille,
+                    ..
+                } => {
+                    weather.lost_per_mille = weather.lost_per_mille.max(*lost_per_mille);
+                    weather.doubled_per_mille = weather.doubled_per_mille.max(*doubled_per_mille);
+                }
                 What::Crash { .. }
                 | What::FailingSync { .. }
                 | What::ClockStep { .. }
                 | What::Checkpoint { .. }
                 | What::Split { .. }
                 | What::Transfer { .. }
-                | What::Move { .. } => unreachable!("nothing is undone of {what:?}"),
+                | What::Move { .. } => unreachable!("{what:?} does not last"),
             }
+        }
+        self.cluster.net.change(|now| *now = weather);
+        for id in self.cluster.ids() {
+            let suffering = nodes.get(&id).copied().unwrap_or_default();
+            self.cluster.pause(id, suffering.paused);
+            self.cluster.fill_disk(id, suffering.is_full);
+            self.cluster.slow_disk(id, suffering.busy_ms);
         }
     }
 
     fn look(&mut self) {
         let buried = self.cluster.bury();
+        if !buried.nodes.is_empty() {
+            // A crash has taken what ailed the disk with it.
+            self.make_weather();
+        }
         for node in buried.nodes {
             self.watch.ended(node);
             self.watch.count(Event::Crash);
@@ -571,6 +569,7 @@ impl Run {
             acknowledged: self.acknowledged,
             shards: self.shards,
             seen: self.watch.seen(),
+            library_failures: 0,
             lasted: self.trace.elapsed(),
             trace: self.trace.sum(),
             text: self.trace.text(),
