@@ -84,6 +84,7 @@ impl Checks {
         };
         let Quarantined { replica, shard } = quarantined;
         error!(%shard, %replica, "the replica here differs from the others: it serves nothing and is rebuilt");
+        replica.group().hold_back();
         let engine = Arc::clone(&self.engine);
         offload(move || quarantine::mark(engine.as_ref(), quarantined))
             .await

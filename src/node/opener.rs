@@ -199,6 +199,15 @@ enum Reader {
     Shard(ShardReader),
 }
 
+impl Reader {
+    fn is_quarantined(&self) -> bool {
+        match self {
+            Reader::Placement(_) => false,
+            Reader::Shard(reader) => reader.is_quarantined(),
+        }
+    }
+}
+
 impl Machine {
     fn as_state_machine(&self) -> &dyn StateMachine {
         match self {
@@ -370,6 +379,7 @@ impl Opener {
             fail: Arc::clone(&self.fail),
             seeded: Arc::clone(&self.seeded),
             introduction: introduction(&reader),
+            holds_back: reader.is_quarantined(),
             options: self.raft.clone(),
         };
         let opened = spawn_on(&self.consensus, Group::open(opening)).await;

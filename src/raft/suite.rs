@@ -61,6 +61,7 @@ use crate::types::Timestamp;
 use crate::types::Value;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
+use crate::types::log::Vote;
 use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
@@ -70,8 +71,10 @@ use crate::types::shard::ShardDescriptor;
 use crate::wal;
 use crate::wal::ReplicaLog;
 use crate::wal::Wal;
+use crate::wire::request::AppendRequest;
 use crate::wire::request::Channel;
 use crate::wire::request::Service;
+use crate::wire::request::TakeLead;
 
 const REPLICA: ReplicaId = ReplicaId(1);
 const SHADOW: ReplicaId = ReplicaId(2);
@@ -299,6 +302,15 @@ async fn group_with(
     wal: &Wal,
     membership: Membership,
 ) -> (Group, ShardReader) {
+    group_that(false, engine, wal, membership).await
+}
+
+async fn group_that(
+    holds_back: bool,
+    engine: &Arc<dyn Engine>,
+    wal: &Wal,
+    membership: Membership,
+) -> (Group, ShardReader) {
     let seed = Some(Position { term: 1, index: 1 });
     let applied = Applied {
         position: seed,
@@ -318,6 +330,7 @@ async fn group_with(
         fail: fail(),
         seeded: Arc::new(|_| {}),
         introduction: Arc::new(|| None),
+        holds_back,
         options: Options::default(),
     };
     (Group::open(opening).await.unwrap(), reader)
@@ -422,6 +435,60 @@ async fn a_group_that_was_left_joint_is_finished_by_its_next_leader() {
     group.finish_change().await.unwrap();
     assert!(!group.is_joint() && group.membership() == lone_membership());
     assert!(reader.descriptor().epoch.conf > before);
+}
+
+/// A group of one elects itself at its first tick, and again after each time that it is reopened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_holds_back_never_leads_however_it_is_asked() {
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let (group, _) = group_that(true, &engine, &wal, lone_membership()).await;
+    let ticks = 4 * Options::default().election_timeout_max;
+    let never_leads = async |group: &Group| {
+        let mut leadership = group.leadership();
+        let leads = leadership.wait_for(|now| matches!(now, Leadership::Leading { .. }));
+        let leads = tokio::time::timeout(ticks, leads).await;
+        assert!(leads.is_err(), "it leads");
+    };
+    let log = wal.log(REPLICA).unwrap();
+    let vote = log.state().vote;
+    group.elect().await.unwrap();
+    never_leads(&group).await;
+    assert_eq!(log.state().vote, vote, "it has voted for itself");
+    // It follows another one, which then asks it to lead.
+    let vote = Vote {
+        term: 5,
+        replica: SHADOW,
+        committed: true,
+    };
+    let beat = AppendRequest {
+        vote,
+        previous: Some(Position { term: 1, index: 1 }),
+        entries: Vec::new(),
+        committed: None,
+    };
+    group.append(beat).await.unwrap();
+    let take = TakeLead {
+        vote,
+        to: REPLICA,
+        last: None,
+    };
+    assert!(!group.take_lead(take).await.unwrap());
+    never_leads(&group).await;
+    assert_eq!(log.state().vote, Some(vote), "it has voted for itself");
+    group.end().await;
+
+    // One that leads already, and is reopened.
+    let (group, _) = lone_group(&engine, &wal).await;
+    let term = leading(&group).await;
+    group.hold_back();
+    let mut leadership = group.leadership();
+    group.panic_core().await;
+    let led = Leadership::Leading { term };
+    leadership.wait_for(|now| *now != led).await.unwrap();
+    never_leads(&group).await;
 }
 
 /// The second change was decided before the first one was made.
