@@ -47,10 +47,12 @@ use crate::raft::Leadership;
 use crate::raft::Opening;
 use crate::raft::Seeded;
 use crate::shard;
+use crate::shard::Quarantined;
 use crate::shard::Seed;
 use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
 use crate::shard::Slots;
+use crate::shard::quarantine;
 use crate::types::GroupId;
 use crate::types::KeyRange;
 use crate::types::Position;
@@ -341,12 +343,34 @@ impl Opener {
                 log
             }
             None => {
+                let opener = self.clone();
+                let reader = machine.reader();
+                offload(move || opener.quarantine_with_parent(replica, &reader, &birth)).await?;
                 let birth = Origin::Split(birth).encode();
                 self.wal.born(replica, birth).await?
             }
         };
         let ready = self.ready(replica, log, Machine::Shard(machine)).await?;
         Ok(Some(ready))
+    }
+
+    /// What its parent here has got wrong or cannot read, a child has too: it is marked before it is born.
+    /// Blocks.
+    fn quarantine_with_parent(
+        &self,
+        child: ReplicaId,
+        reader: &ShardReader,
+        birth: &Birth,
+    ) -> Result<(), MachineError> {
+        if !quarantine::is_marked(self.engine.as_ref(), birth.replica)? {
+            return Ok(());
+        }
+        reader.quarantine();
+        let quarantined = Quarantined {
+            replica: child,
+            shard: reader.row().descriptor.id,
+        };
+        quarantine::mark(self.engine.as_ref(), quarantined)
     }
 
     /// Starts a replica; its tasks go into `tasks`. `committed` is an entry of its log that is known to be
@@ -651,6 +675,56 @@ mod tests {
         assert!(opener.born(REPLICA, origin).await.unwrap().is_none());
         opener.empty(REPLICA, descriptor()).await.unwrap();
         assert_eq!(opener.wal.replicas().len(), 1);
+    }
+
+    /// The first row of a child that was split off replica 1, as the parent writes it.
+    fn split_off(engine: &Arc<dyn Engine>, opener: &Opener) {
+        let begins = Applied {
+            position: Some(SEED),
+            ..Default::default()
+        };
+        shard::seed(
+            engine,
+            &opener.slots,
+            REPLICA,
+            Seed::new(descriptor(), begins),
+        )
+        .unwrap();
+        let place = crate::codec::layout::row(REPLICA);
+        let mut row = shard::Row::decode(&engine.get(&place).unwrap().unwrap()).unwrap();
+        row.birth = Some(Birth {
+            parent: ShardId(9),
+            replica: ReplicaId(1),
+            position: SEED,
+        });
+        let mut batch = crate::engine::Batch::default();
+        batch.put(place, row.encode());
+        engine.write(batch).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_of_a_quarantined_replica_is_quarantined_and_one_of_a_whole_one_is_not() {
+        for is_marked in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+            let opener = opener(directory.path(), &engine);
+            if is_marked {
+                let parent = Quarantined {
+                    replica: ReplicaId(1),
+                    shard: ShardId(9),
+                };
+                quarantine::mark(engine.as_ref(), parent).unwrap();
+            }
+            split_off(&engine, &opener);
+            let child = opener.split_off(REPLICA).await.unwrap().unwrap();
+            let Machine::Shard(machine) = child.machine else {
+                panic!("it is a shard's");
+            };
+            assert_eq!(machine.reader().is_quarantined(), is_marked);
+            let marks = quarantine::marked(engine.as_ref()).unwrap();
+            let has_mark = marks.iter().any(|mark| mark.replica == REPLICA);
+            assert_eq!(has_mark, is_marked);
+        }
     }
 
     #[test]
