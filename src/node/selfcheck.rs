@@ -3,7 +3,7 @@
 //! **What is compared.** Every few seconds the rolling hash of what each replica has applied, at a position
 //! that all remember: it costs a call for each follower and finds a replica that has done something else,
 //! whenever that was. And all the while, slowly, what each has stored, a portion of keys at a time: it finds
-//! what has rotted at rest. Both go on for as long as the node runs; a start goes on where the last portion
+//! what has rotted at rest, also where it cannot be read at all. Both go on for as long as the node runs; a start goes on where the last portion
 //! was noted.
 //!
 //! **What becomes of the odd one** (`verdict.rs` says which it is). It stops serving at once and says so to
@@ -32,6 +32,7 @@ use crate::env::tasks::TaskResult;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::machine::MachineError;
 use crate::node::checks::Checks;
 use crate::node::orphans::Nodes;
 use crate::node::registry::Registry;
@@ -40,6 +41,7 @@ use crate::node::verdict;
 use crate::node::verdict::Verdict;
 use crate::raft::Leadership;
 use crate::shard::Quarantined;
+use crate::shard::ReadError;
 use crate::telemetry::metrics;
 use crate::types::Key;
 use crate::types::NodeId;
@@ -79,6 +81,24 @@ pub struct Options {
     pub interval: Duration,
     /// Bytes of stored state that this node reads in a second to compare them; 0 compares none.
     pub scrub_bytes_per_s: u64,
+}
+
+/// What was found of one portion.
+struct Compared {
+    portion: Portion,
+    bytes: u64,
+    read: verdict::Read<u64>,
+    verdict: Verdict<u64>,
+}
+
+fn is_fine(found: &Result<Option<Compared>, ReadError>) -> bool {
+    match found {
+        Ok(Some(Compared { read, verdict, .. })) => {
+            *verdict == Verdict::Equal && read.odd.is_empty() && !read.is_lost
+        }
+        Ok(None) => true,
+        Err(_) => false,
+    }
 }
 
 /// Compares. Cloning shares it.
@@ -132,7 +152,9 @@ impl SelfCheck {
         let asked = others.iter().map(|other| async {
             match self.ask(replica, *other, Check::Chains).await {
                 Ok(Checked::Chains(links)) => Some((other.id, links)),
-                Ok(Checked::Portion(_) | Checked::Quarantined) | Err(_) => None,
+                Ok(Checked::Portion(_) | Checked::Unreadable | Checked::Quarantined) | Err(_) => {
+                    None
+                }
             }
         });
         let answers = join_all(asked).await;
@@ -276,41 +298,94 @@ impl SelfCheck {
     }
 
     async fn scrub_portion(&self, replica: &Replica, from: &Key) -> Result<Option<(Portion, u64)>> {
-        let first = self.compare_portion(replica, from).await?;
-        let Some((portion, bytes, verdict)) = first else {
-            return Ok(None);
-        };
+        let mut found = self.compare_portion(replica, from).await;
         // A replica is given up only for what is found twice.
-        let verdict = match verdict {
-            Verdict::Equal => return Ok(Some((portion, bytes))),
-            Verdict::Odd { .. } | Verdict::Undecided(_) => {
-                self.compare_portion(replica, from).await?
-            }
-        };
-        if let Some((_, _, verdict)) = verdict {
-            self.follow(replica, "what is stored", verdict).await;
+        if !is_fine(&found) {
+            found = self.compare_portion(replica, from).await;
         }
-        Ok(Some((portion, bytes)))
+        match found {
+            Ok(None) => Ok(None),
+            Ok(Some(compared)) => {
+                let Compared {
+                    portion,
+                    bytes,
+                    read,
+                    verdict,
+                } = compared;
+                self.follow_unread(replica, read).await;
+                self.follow(replica, "what is stored", verdict).await;
+                Ok(Some((portion, bytes)))
+            }
+            Err(ReadError::Machine(error)) => {
+                self.unread_here(replica, &error).await;
+                Err(Error::Internal(error.0))
+            }
+            Err(error) => Err(error.into_error(replica.group().id())),
+        }
+    }
+
+    /// Takes those out of service that could not read.
+    async fn follow_unread(&self, replica: &Replica, read: verdict::Read<u64>) {
+        let shard = replica.reader().row().descriptor.id;
+        if read.is_lost {
+            metrics::replicas_differ();
+            error!(%shard, "no replica that answers can read what is stored, and each serves what it can: restore from a backup");
+        }
+        for id in read.odd {
+            metrics::replicas_differ();
+            error!(%shard, replica = %id, "a replica cannot read what it has stored, and another one can");
+            if let Err(error) = self.quarantine(replica, id).await {
+                warn!(%shard, replica = %id, %error, "it could not be told yet, and is at the next look");
+            }
+        }
+    }
+
+    /// This replica cannot tell where the portion ends, so nobody can be asked about the same; another one
+    /// must be whole.
+    async fn unread_here(&self, replica: &Replica, error: &MachineError) {
+        let own = replica.group().replica();
+        error!(replica = %own, %error, "what is stored here cannot be read");
+        let whole = self.standing(replica).await.1;
+        let mut found = vec![(own, None)];
+        found.extend(whole.into_iter().map(|id| (id, Some(0))));
+        self.follow_unread(replica, verdict::read(&found)).await;
+    }
+
+    /// The other replicas that answer, and of these the ones in service.
+    async fn standing(&self, of: &Replica) -> (usize, Vec<ReplicaId>) {
+        let others = self.others(of);
+        let asked = others.iter().map(|other| async {
+            match self.ask(of, *other, Check::Chains).await {
+                Ok(Checked::Chains(_)) => Some(Some(other.id)),
+                Ok(Checked::Portion(_) | Checked::Unreadable | Checked::Quarantined) => Some(None),
+                Err(_) => None,
+            }
+        });
+        let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        (answers.len(), answers.into_iter().flatten().collect())
     }
 
     async fn compare_portion(
         &self,
         replica: &Replica,
         from: &Key,
-    ) -> Result<Option<(Portion, u64, Verdict<u64>)>> {
+    ) -> Result<Option<Compared>, ReadError> {
         let (reader, from) = (replica.reader().clone(), from.clone());
-        let group = replica.group().id();
         let read = offload(move || {
             let Some(portion) = reader.portion_from(&from, PORTION_BYTES)? else {
                 return Ok(None);
             };
-            let hashed = reader.hash_portion(&portion)?;
+            let hashed = match reader.hash_portion(&portion) {
+                Ok(hashed) => Some(hashed),
+                Err(ReadError::Machine(error)) => {
+                    error!(%error, "what is stored here cannot be read");
+                    None
+                }
+                Err(error) => return Err(error),
+            };
             Ok(Some((portion, hashed)))
         });
-        let read = read
-            .await
-            .map_err(|error: crate::shard::ReadError| error.into_error(group))?;
-        let Some((portion, hashed)) = read else {
+        let Some((portion, hashed)) = read.await? else {
             return Ok(None);
         };
         let others = self.others(replica);
@@ -319,18 +394,32 @@ impl SelfCheck {
             Some((other.id, hash))
         });
         let answers = join_all(asked).await;
-        let mut said: Vec<(ReplicaId, u64)> = answers.into_iter().flatten().collect();
-        said.push((replica.group().replica(), hashed.hash));
-        metrics::scrubbed(hashed.bytes);
-        let verdict = verdict::compare(&said, others.len() + 1);
-        Ok(Some((portion, hashed.bytes, verdict)))
+        let mut found: Vec<(ReplicaId, Option<u64>)> = answers.into_iter().flatten().collect();
+        found.push((replica.group().replica(), hashed.map(|hashed| hashed.hash)));
+        let bytes = hashed.map_or(PORTION_BYTES, |hashed| hashed.bytes);
+        metrics::scrubbed(bytes);
+        let read = verdict::read(&found);
+        let verdict = verdict::compare(&read.said, others.len() + 1);
+        Ok(Some(Compared {
+            portion,
+            bytes,
+            read,
+            verdict,
+        }))
     }
 
-    /// One that has not come so far is asked again; one that cannot answer is left out.
-    async fn hash_of(&self, of: &Replica, who: shard::Replica, portion: &Portion) -> Option<u64> {
+    /// One that has not come so far is asked again; one that cannot answer is left out. `Some(None)`: it
+    /// cannot read.
+    async fn hash_of(
+        &self,
+        of: &Replica,
+        who: shard::Replica,
+        portion: &Portion,
+    ) -> Option<Option<u64>> {
         for _ in 0..PORTION_ATTEMPTS {
             match self.ask(of, who, Check::Portion(portion.clone())).await {
-                Ok(Checked::Portion(hash)) => return Some(hash),
+                Ok(Checked::Portion(hash)) => return Some(Some(hash)),
+                Ok(Checked::Unreadable) => return Some(None),
                 Ok(Checked::Chains(_) | Checked::Quarantined) => return None,
                 Err(_) => sleep(PORTION_PAUSE).await,
             }
@@ -386,14 +475,8 @@ impl SelfCheck {
         ) {
             return here.group().transfer_leader(None).await;
         }
-        let others = self.others(here);
-        let asked = others
-            .iter()
-            .map(|other| self.ask(here, *other, Check::Chains));
-        let answers = join_all(asked).await;
-        let whole = |answer: &Result<Checked>| matches!(answer, Ok(Checked::Chains(_)));
-        let answering = answers.iter().filter(|answer| whole(answer)).count();
-        if !verdict::may_remove(others.len(), answering) {
+        let (answering, whole) = self.standing(here).await;
+        if !verdict::may_remove(self.others(here).len(), answering, whole.len()) {
             return Err(Error::unavailable(
                 here.group().id(),
                 "too few of the other replicas answer",

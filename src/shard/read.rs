@@ -74,7 +74,7 @@ pub enum ReadError {
         bytes_max: usize,
     },
     /// The replica is not as the others of its shard are: what it would say may be wrong.
-    #[error("the replica here is quarantined: it differs from the others, and is being rebuilt")]
+    #[error("the replica here is quarantined: it is not as the others are, and is being rebuilt")]
     Quarantined,
     /// The replica was destroyed: its keys are being cleared.
     #[error("the replica is not here any more")]

@@ -530,6 +530,7 @@ pub fn checked_out(checked: Checked) -> v1::CheckReplicaResponse {
             links: links.into_iter().map(link).collect(),
         }),
         Checked::Portion(hash) => parts::Checked::Portion(hash),
+        Checked::Unreadable => parts::Checked::Unreadable(parts::Unreadable {}),
         Checked::Quarantined => parts::Checked::Quarantined(parts::Quarantined {}),
     };
     v1::CheckReplicaResponse {
@@ -551,6 +552,7 @@ pub fn checked_of(response: v1::CheckReplicaResponse) -> Result<Checked> {
             Checked::Chains(chains.links.into_iter().map(link).collect::<Result<_>>()?)
         }
         parts::Checked::Portion(hash) => Checked::Portion(hash),
+        parts::Checked::Unreadable(_) => Checked::Unreadable,
         parts::Checked::Quarantined(_) => Checked::Quarantined,
     })
 }
