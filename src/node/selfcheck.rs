@@ -116,6 +116,8 @@ pub struct SelfCheck {
     pub channel: Arc<dyn Channel>,
     /// Who they are.
     pub nodes: Nodes,
+    /// Whether this node's disk has room for another replica.
+    pub has_room: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl SelfCheck {
@@ -476,11 +478,9 @@ impl SelfCheck {
             return here.group().transfer_leader(None).await;
         }
         let (answering, whole) = self.standing(here).await;
-        if !verdict::may_remove(self.others(here).len(), answering, whole.len()) {
-            return Err(Error::unavailable(
-                here.group().id(),
-                "too few of the other replicas answer",
-            ));
+        let (others, has_room) = (self.others(here).len(), (self.has_room)());
+        if let Some(why) = verdict::hindrance(has_room, others, answering, whole.len()) {
+            return Err(Error::unavailable(here.group().id(), why));
         }
         self.checks.flush_marks().await;
         let Quarantined { replica, shard } = quarantined;

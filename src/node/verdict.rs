@@ -120,12 +120,26 @@ impl Said {
     }
 }
 
-/// Whether a replica may be removed from its shard to be rebuilt: more than half of those that stay must
-/// answer, or nobody could change anything any more, and one of them must be whole, to fill the next. Those
-/// that are quarantined themselves count among the first: they vote. Two that waited for each other to be
-/// rebuilt would wait for ever.
-pub fn may_remove(others: usize, answering: usize, whole: usize) -> bool {
-    answering * 2 > others && whole > 0
+/// What speaks against removing a replica from its shard to be rebuilt, if anything does. More than half of
+/// those that stay must answer, or nobody could change anything any more, and one of them must be whole, to
+/// fill the next. Those that are quarantined themselves count among the first: they vote. Two that waited for
+/// each other to be rebuilt would wait for ever. And its node must have room for the next: until then the
+/// quarantined one at least votes and holds the log, and its shard has as many members as before.
+pub fn hindrance(
+    has_room: bool,
+    others: usize,
+    answering: usize,
+    whole: usize,
+) -> Option<&'static str> {
+    if !has_room {
+        return Some(
+            "its node has too little room on its disk for the one that would take its place",
+        );
+    }
+    if answering * 2 <= others {
+        return Some("too few of the other replicas answer");
+    }
+    (whole == 0).then_some("no other replica that answers is whole")
 }
 
 #[cfg(test)]
@@ -236,10 +250,20 @@ mod tests {
 
     #[test]
     fn a_replica_is_removed_only_while_the_others_can_change_the_shard() {
+        let may_remove = |others, answering, whole| {
+            let hindrance = hindrance(true, others, answering, whole);
+            hindrance.is_none()
+        };
         assert!(may_remove(2, 2, 2) && !may_remove(2, 1, 1));
         assert!(may_remove(4, 3, 3) && !may_remove(4, 2, 2));
         assert!(!may_remove(0, 0, 0));
         // The other one that is quarantined votes; the last whole one fills both, one by one.
         assert!(may_remove(2, 2, 1) && !may_remove(2, 2, 0));
+    }
+
+    #[test]
+    fn a_replica_stays_where_there_is_no_room_for_the_one_that_takes_its_place() {
+        assert!(hindrance(false, 2, 2, 2).is_some_and(|why| why.contains("room")));
+        assert_eq!(hindrance(true, 2, 2, 2), None);
     }
 }
