@@ -9,7 +9,8 @@
 //! **What becomes of the odd one** (`verdict.rs` says which it is). It stops serving at once and says so to
 //! its node's log and metrics. Then its own node has it replaced, step by step, and tries each until it is
 //! done: leadership goes to another, the group removes it, a new replica comes to the same node and is
-//! filled by the others. The mark in the engine says that this is under way, so that no crash ends it.
+//! filled by the others. It is removed only when that can be expected to go well: until then it votes and
+//! holds the log. What stands in the way is said once, and tried again at growing pauses (`retries.rs`). The mark in the engine says that this is under way, so that no crash ends it.
 //!
 //! **The invariant.** Replicas at one position have one hash (`shard/chain.rs`); a quarantined replica
 //! answers no read, takes no write, and is never put back into service.
@@ -23,7 +24,6 @@ use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 use tracing::error;
 use tracing::info;
 use tracing::warn;
@@ -37,6 +37,7 @@ use crate::node::checks::Checks;
 use crate::node::orphans::Nodes;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
+use crate::node::retries::Retries;
 use crate::node::verdict;
 use crate::node::verdict::Verdict;
 use crate::raft::Leadership;
@@ -433,19 +434,31 @@ impl SelfCheck {
     pub async fn rebuild(self, stop: CancellationToken) -> TaskResult {
         let mut ticks = interval(REBUILD_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (began, mut retries) = (Instant::now(), Retries::default());
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let quarantined = self.checks.quarantined().await?;
             metrics::replicas_quarantined(quarantined.len());
+            let ids: Vec<ReplicaId> = quarantined.iter().map(|one| one.replica).collect();
+            retries.keep(&ids);
             for one in quarantined {
+                let now_ms = || began.elapsed().as_millis() as u64;
+                if !retries.is_due(one.replica, now_ms()) {
+                    continue;
+                }
                 let stepped = stop.run_until_cancelled(self.rebuild_step(one)).await;
-                match stepped {
-                    None => return Ok(()),
-                    Some(Ok(())) => {}
-                    Some(Err(error)) => {
-                        debug!(replica = %one.replica, %error, "a step of its rebuilding is tried again");
-                    }
+                let Some(stepped) = stepped else {
+                    return Ok(());
+                };
+                let Err(error) = stepped else {
+                    retries.went_well(one.replica);
+                    continue;
+                };
+                let (shard, replica) = (one.shard, one.replica);
+                if retries.failed(replica, now_ms(), &error.to_string()) {
+                    warn!(%shard, %replica, %error, "a step of its rebuilding has failed, and is tried again at growing pauses");
                 }
             }
+            metrics::rebuilds_stuck(retries.stuck());
         }
         Ok(())
     }
@@ -497,6 +510,8 @@ impl SelfCheck {
             }
             match self.call(node, request.clone(), false, STEP_MAX).await {
                 Ok(_) => return Ok(()),
+                // The leader's word: the others would ask it again.
+                Err(error @ Error::Invalid { .. }) => return Err(error),
                 Err(error) => refusal = error,
             }
         }
