@@ -78,6 +78,15 @@ impl Space {
     }
 }
 
+/// The nodes with enough room in the order in which they are asked to lead a group instead of this one:
+/// first those behind the one that was asked last, since that one has not taken the lead.
+pub fn in_turn(mut roomy: Vec<NodeId>, last: Option<NodeId>) -> Vec<NodeId> {
+    roomy.sort();
+    let behind = roomy.partition_point(|node| last.is_some_and(|last| *node <= last));
+    roomy.rotate_left(behind);
+    roomy
+}
+
 /// Whether a majority of the voters has at least so much room. Where no node is known to lack it, those
 /// that are not known have it: they are dead or new, and that is for Raft to find out.
 pub fn is_enough(
@@ -117,6 +126,20 @@ mod tests {
         assert_eq!(room(0, 250), Room::Short);
         assert_eq!(room(0, 249), Room::Full);
         assert_eq!(Space::new(0).room(), Room::Enough);
+    }
+
+    #[test]
+    fn one_that_does_not_take_the_lead_is_asked_again_only_after_all_others() {
+        let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let order = |roomy: &[u64], last: Option<u64>| in_turn(nodes(roomy), last.map(NodeId));
+        assert_eq!(order(&[5, 2, 3], None), nodes(&[2, 3, 5]));
+        assert_eq!(order(&[2, 3, 5], Some(2)), nodes(&[3, 5, 2]));
+        assert_eq!(order(&[2, 3, 5], Some(3)), nodes(&[5, 2, 3]));
+        assert_eq!(order(&[2, 3, 5], Some(5)), nodes(&[2, 3, 5]));
+        // The one asked last has no room any more.
+        assert_eq!(order(&[2, 5], Some(3)), nodes(&[5, 2]));
+        assert_eq!(order(&[2], Some(2)), nodes(&[2]));
+        assert_eq!(order(&[], Some(2)), nodes(&[]));
     }
 
     /// One letter for each voter: enough, short, full, not known.
