@@ -13,7 +13,8 @@
 //! holds the log. What stands in the way is said once, and tried again at growing pauses (`retries.rs`). The mark in the engine says that this is under way, so that no crash ends it.
 //!
 //! **The invariant.** Replicas at one position have one hash (`shard/chain.rs`); a quarantined replica
-//! answers no read, takes no write, and is never put back into service.
+//! answers no read, takes no write, stands for no election, fills no other one, and is never put back into
+//! service.
 
 use std::sync::Arc;
 use std::time::Duration;

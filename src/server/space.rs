@@ -10,6 +10,17 @@
 //! more entries, and deletes need a majority that is not full. So a follower without room falls behind
 //! and takes nobody with it, and the log never holds a put that no majority can take in front of deletes
 //! that could make room.
+//!
+//! **Deletes do not make puts go again, not soon and maybe never.** What counts is what the file system calls
+//! free. A deleted value is kept for as long as history is (ten minutes, unless set otherwise); then the
+//! engine may use its place in its file again, but the file stays as long as it is, unless it happens to
+//! end in places that are free. How much of the file is free sled does not tell, and what is free is not
+//! all for use: a segment is, when everything in it has been written anew elsewhere, which takes room first.
+//! So it is not counted. Counted, it would let puts in that end in an error which sled cannot bear; not
+//! counted, it refuses some that would have had room. What makes puts go again is room on the disk: a larger
+//! one, other files removed, replicas moved to other nodes (which helps as deletes do, later and maybe). What
+//! deletes are good for on a full disk is that what is put afterwards finds places in the file; each takes a
+//! little room itself, of the reserve.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
