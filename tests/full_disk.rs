@@ -128,8 +128,7 @@ async fn a_follower_without_room_falls_behind_and_takes_nobody_with_it() {
     while look(&nodes[full]).await.free_bytes >= FULL_BYTES {
         support::answered(&writers, 20, "while its room is used up").await;
     }
-    sleep(Duration::from_secs(2)).await;
-    let before = look(&nodes[full]).await;
+    let before = takes_nothing(&nodes[full], &writers).await;
     support::answered(&writers, 100, "with a follower that takes nothing").await;
     let after = look(&nodes[full]).await;
     let applied = |status| support::shard(status).applied_index;
@@ -140,6 +139,26 @@ async fn a_follower_without_room_falls_behind_and_takes_nobody_with_it() {
     caught_up_under(&mut stage.rig, applied(&after)).await;
     support::stop_and_verify(writers, "heavy/", &nodes).await;
     caught_up(&mut stage.rig).await;
+}
+
+/// A node's status once nothing more comes into its log though the others go on: what was under way to it
+/// has come.
+async fn takes_nothing(node: &Arc<dyn Service>, writers: &Workload) -> NodeStatus {
+    let ends = |status: &NodeStatus| {
+        let group = support::shard(status);
+        (group.last_index, group.applied_index)
+    };
+    let deadline = Instant::now() + READY;
+    let mut before = look(node).await;
+    loop {
+        support::answered(writers, 100, "while a follower comes to its end").await;
+        let now = look(node).await;
+        if ends(&now) == ends(&before) {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "it takes on: {now:?}");
+        before = now;
+    }
 }
 
 /// A node's status.
@@ -209,6 +228,33 @@ async fn without_a_majority_with_room_puts_are_refused_by_name_and_reads_and_del
         );
         assert_eq!(get(&stage.rig.nodes[0], "refused").await, None);
     }
+    caught_up(&mut stage.rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_disks_that_fill_up_at_once_under_writers_lose_nothing() {
+    let Some(mut stage) = Stage::new() else {
+        return;
+    };
+    stage.start().await;
+    let nodes = stage.rig.nodes.clone();
+    put(&nodes, "kept").await.unwrap();
+    let writers = support::write(&nodes, "three/", 6);
+    support::answered(&writers, 200, "before the disks are full").await;
+    ALL.iter().for_each(|disk| stage.disks.fill(*disk));
+    // What was under way is taken, and the writers go on asking.
+    eventually_refused(&nodes).await;
+    for _ in 0..20 {
+        reads_and_deletes_work(&nodes, "kept").await;
+        let refused = put(&nodes, "refused").await;
+        assert!(matches!(refused, Err(Error::NoSpace { .. })), "{refused:?}");
+    }
+    ALL.iter().for_each(|disk| stage.disks.make_room(*disk));
+    eventually_put(&nodes, "there is room again").await;
+    support::answered(&writers, 200, "after room was made").await;
+    stage.rig.ready(&ALL).await;
+    support::stop_and_verify(writers, "three/", &nodes).await;
+    assert_eq!(get(&nodes[0], "refused").await, None);
     caught_up(&mut stage.rig).await;
 }
 
