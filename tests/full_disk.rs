@@ -9,6 +9,8 @@ mod support;
 #[path = "faults/disks.rs"]
 mod disks;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +44,10 @@ const REQUIRED: &str = "QUORATE_REQUIRE_NAMESPACES";
 const SMALL_DISK: &[&str] = &["--free-space-reserve-bytes=64MiB", "--cache-bytes=16MiB"];
 /// A quarter of that: a disk with less is full.
 const FULL_BYTES: u64 = 16 * 1024 * 1024;
+/// Half of it, which a node takes as blocks of its engine's file.
+const SET_ASIDE_BYTES: u64 = 32 * 1024 * 1024;
+/// What the system counts blocks in.
+const BLOCK_BYTES: u64 = 512;
 const ALL: [usize; 3] = [0, 1, 2];
 
 /// A cluster, each node on a disk of its own.
@@ -79,6 +85,20 @@ impl Stage {
     async fn start(&mut self) {
         self.rig.processes.start_all().unwrap();
         self.rig.ready(&ALL).await;
+        self.set_aside().await;
+    }
+
+    /// Until each node has set aside what it lives on when its disk is full: one that is filled up before
+    /// that has nothing.
+    async fn set_aside(&self) {
+        let deadline = Instant::now() + READY;
+        for node in ALL {
+            let engine = self.rig.processes.data(node).join("engine/db");
+            while fs::metadata(&engine).unwrap().blocks() * BLOCK_BYTES < SET_ASIDE_BYTES {
+                assert!(Instant::now() < deadline, "nothing is set aside");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
     }
 }
 
