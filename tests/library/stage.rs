@@ -735,21 +735,24 @@ impl Stage {
             let behind = nodes
                 .iter()
                 .find(|node| self.seat(**node).applied() != last);
-            match behind {
-                None => Ok(()),
-                Some(node) => Err(format!("n{node} is not at {last}: {:?}", self.views())),
+            if let Some(node) = behind {
+                return Err(format!("n{node} is not at {last}: {:?}", self.views()));
             }
+            let hashes = nodes.iter().map(|node| {
+                let hash = self.seat(*node).reader.state_hash().unwrap();
+                (hash.position, hash.hash)
+            });
+            let hashes: Vec<_> = hashes.collect();
+            // Another leader may have begun in between.
+            let moved = hashes.iter().any(|(position, _)| *position != hashes[0].0);
+            if moved {
+                return Err(format!("on the move: {hashes:?}"));
+            }
+            let are_equal = hashes.iter().all(|(_, hash)| *hash == hashes[0].1);
+            assert!(are_equal, "replicas that differ: {hashes:?}");
+            Ok(())
         })
         .await;
-        let hashes = nodes.iter().map(|node| {
-            let hash = self.seat(*node).reader.state_hash().unwrap();
-            (hash.position, hash.hash)
-        });
-        let hashes: Vec<_> = hashes.collect();
-        assert!(
-            hashes.windows(2).all(|pair| pair[0] == pair[1]),
-            "replicas that differ: {hashes:?}"
-        );
         for node in nodes {
             let seat = self.seat(*node);
             seat.check();
