@@ -608,9 +608,9 @@ impl Flood {
 
 /// openraft #2116: under sixteen thousand writes a second the purge of a log overtook entries that waited to be
 /// applied, and the core panicked, on two of three nodes within minutes; the processes lived and the group was
-/// lost. Under more writes than that, with each log purged at every moment behind all that is applied and a
-/// follower that keeps falling behind it and gets snapshots, the group must go on. And whatever ends a core,
-/// the group must be opened again on its store: nothing answered is lost, nothing is applied twice.
+/// lost. Under as many writes as the machine takes (the test says how many), with each log purged at every
+/// moment behind all that is applied and a follower that falls behind it, the group must go on. And whatever
+/// ends a core, the group must be opened again on its store: nothing answered is lost, nothing is applied twice.
 #[test]
 fn purges_under_many_writes_and_cores_that_fail_lose_nothing() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
