@@ -202,12 +202,14 @@ impl Index {
         if self.born.is_none() {
             return Err("it has records and was never born".to_string());
         }
-        let mut expected = self.purged().map(|purged| purged.index + 1);
+        let mut last = self.purged().map(|purged| purged.index);
         for index in self.entries.keys() {
+            // Behind the highest number there is none, and none is needed.
+            let expected = last.and_then(|last| last.checked_add(1));
             if let Some(expected) = expected.filter(|expected| expected != index) {
                 return Err(format!("entry {expected} is missing before entry {index}"));
             }
-            expected = Some(index + 1);
+            last = Some(*index);
         }
         Ok(())
     }
