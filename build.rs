@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Keys and values are slices of the received buffer, not copies of it.
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::wire::codec::BoundedCodec")
         .compile_fds(descriptors)?;
     Ok(())
 }

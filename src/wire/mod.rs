@@ -13,6 +13,7 @@ pub mod proto;
 pub mod identity;
 pub mod convert;
 pub mod status;
+pub mod codec;
 pub mod outbox;
 pub mod lane;
 pub mod appends;
