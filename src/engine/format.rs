@@ -19,7 +19,7 @@
 //! purge demands or the replica is not opened (`node/opener.rs`).
 
 /// Bytes of a segment's header.
-pub(super) const HEADER_BYTES: usize = 20;
+pub(crate) const HEADER_BYTES: usize = 20;
 /// No message begins in the last bytes of a segment.
 const MESSAGE_HEADER_BYTES_MAX: usize = 32;
 const CORRUPTED: u8 = 0;
@@ -28,7 +28,7 @@ const KIND_MAX: u8 = 11;
 
 /// What a segment's first bytes say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Segment {
+pub(crate) enum Segment {
     /// Never used, or wiped.
     Unused,
     /// In use, or freed and not used again yet.
@@ -44,7 +44,7 @@ pub(super) enum Segment {
 
 impl Segment {
     /// Reads a header.
-    pub(super) fn of(header: &[u8; HEADER_BYTES]) -> Segment {
+    pub(crate) fn of(header: &[u8; HEADER_BYTES]) -> Segment {
         const MASK: i64 = i64::MAX;
         if header.iter().all(|byte| *byte == CORRUPTED) {
             return Segment::Unused;
@@ -60,7 +60,7 @@ impl Segment {
 }
 
 /// The lsn that a summary goes up to; an error says what is wrong with the file.
-pub(super) fn summarized(file: &[u8]) -> Result<i64, String> {
+pub(crate) fn summarized(file: &[u8]) -> Result<i64, String> {
     let (body, rest) = file
         .len()
         .checked_sub(12)
@@ -76,7 +76,7 @@ pub(super) fn summarized(file: &[u8]) -> Result<i64, String> {
 
 /// The first offset in a whole segment where a message cannot be read that was written there.
 /// `number` is the segment's lsn by the length of a segment.
-pub(super) fn damage_in(segment: &[u8], number: u64) -> Option<usize> {
+pub(crate) fn damage_in(segment: &[u8], number: u64) -> Option<usize> {
     let mut offset = HEADER_BYTES;
     while offset + MESSAGE_HEADER_BYTES_MAX <= segment.len() {
         match Message::at(segment, offset).filter(|message| message.number == number) {

@@ -5,7 +5,7 @@
 
 pub mod memory;
 pub mod overlay;
-mod format;
+pub(crate) mod format;
 pub mod inspect;
 pub mod sled;
 

@@ -422,6 +422,19 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, IdentityError> {
     serde_json::from_str(json).map_err(|error| corrupt(error.to_string()))
 }
 
+/// Whether these bytes are an identity file; what is read is written as it was. For the tests that try
+/// every decoder.
+pub(crate) fn is_identity(bytes: &[u8]) -> bool {
+    let path = Path::new(IDENTITY);
+    let Ok(identity) = decode(path, bytes) else {
+        return false;
+    };
+    let again = decode(path, &encode(&identity)).expect("it was just written");
+    let same = |left: &Identity, right: &Identity| encode(left) == encode(right);
+    assert!(same(&identity, &again), "{identity:?} became {again:?}");
+    identity.into_record().is_ok()
+}
+
 /// The lines before the checksum, which holds for them.
 fn checked_body(bytes: &[u8]) -> Result<&str, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;

@@ -38,6 +38,7 @@ mod record;
 mod index;
 mod segment;
 mod recovery;
+pub(crate) mod trial;
 mod open;
 mod replica;
 mod writer;

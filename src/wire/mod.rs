@@ -18,3 +18,4 @@ pub mod outbox;
 pub mod lane;
 pub mod appends;
 pub mod channel;
+pub(crate) mod trial;
