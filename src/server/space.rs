@@ -15,6 +15,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::membership::Membership;
 use crate::types::NodeId;
 use crate::types::node::Room;
@@ -71,6 +73,7 @@ impl Space {
     /// How much room that is.
     pub fn room(&self) -> Room {
         match self.free_bytes() {
+            _ if mutant::lives(Mutant::ReserveIgnored) => Room::Enough,
             free if free >= self.reserve_bytes => Room::Enough,
             free if free >= self.reserve_bytes / FULL_SHARE => Room::Short,
             _ => Room::Full,

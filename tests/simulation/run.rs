@@ -37,6 +37,7 @@ use crate::fault::Plan;
 use crate::fault::What;
 use crate::net::CLIENTS;
 use crate::net::Net;
+use crate::net::Slow;
 use crate::seeds;
 use crate::trace::Trace;
 use crate::watch::Event;
@@ -207,10 +208,12 @@ impl Run {
             What::Slow {
                 node,
                 delay_ms,
+                clients,
                 for_ms,
             } => {
                 net.change(|weather| {
-                    weather.slow.insert(NodeId(node), delay_ms);
+                    let slow = Slow { delay_ms, clients };
+                    weather.slow.insert(NodeId(node), slow);
                 });
                 self.later(for_ms, fault);
             }
