@@ -1,15 +1,18 @@
-//! A bit flips in a file of one of three nodes: never is it served as data, it is found and said at once or
-//! at the next check, and is repaired from the others, or refused with the way out.
+//! A bit flips in a file of one of three nodes, or in what they say to each other: never is it served as data,
+//! it is found and said at once or at the next check, and is repaired from the others, or refused with the way
+//! out.
 //!
 //! | where | found | then |
 //! |---|---|---|
 //! | identity, segment header, vote, log entry | at the next start | refused, with the way out |
 //! | engine, where sled would not see it | at the next start | refused, with the way out |
 //! | a stored value, as memory or the engine may spoil it | by the comparison of stored state | the replica is rebuilt |
+//! | a stored value, so that it cannot be read | by that comparison, on the word of the one that has it | the replica is rebuilt |
 //! | what was applied | by the comparison of what was applied | the replica is rebuilt |
+//! | an entry or a snapshot on its way | when it arrives | refused, and sent again |
 //!
-//! A snapshot in flight is tried in `codec/frame.rs` and `shard/tests`: no chunk passes with a flipped bit,
-//! and the replica stays as it was; an entry in flight in `wire/convert/tests.rs`.
+//! That no bit of a message between nodes passes flipped, `wire/checked.rs` tries for each; of a snapshot's
+//! chunk, `codec/frame.rs`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,6 +21,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,13 +33,25 @@ use quorate::engine::SledEngine;
 use quorate::engine::sled::Options;
 use quorate::shard;
 use quorate::shard::Row;
+use quorate::testkit::processes::Processes;
+use quorate::testkit::relay::Relay;
+use quorate::testkit::relay::Way;
 use quorate::testkit::workload;
 use quorate::testkit::workload::Nodes;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
 use quorate::types::ReplicaId;
+use quorate::types::request::Operation;
 use quorate::types::request::ReadKind;
+use quorate::types::request::Write;
+use quorate::types::request::WriteKind;
+use quorate::types::request::WriteOutcome;
+use quorate::wire::request::Call;
 use quorate::wire::request::NodeStatus;
+use quorate::wire::request::Request;
+use quorate::wire::request::Response;
+use quorate::wire::request::Service;
+use quorate::wire::request::StatusQuery;
 use support::READY;
 use support::Rig;
 
@@ -177,6 +193,18 @@ fn a_value(engine: &dyn Engine, _: ReplicaId, row: Row) -> Batch {
     batch
 }
 
+/// The first byte of the first stored value, which says how the rest is to be read.
+fn the_form_of_a_value(engine: &dyn Engine, _: ReplicaId, row: Row) -> Batch {
+    let piece = &row.pieces[0];
+    let (start, end) = layout::family(piece.slot, Family::Newest, &piece.range);
+    let mut pairs = engine.scan(&start, &end, false);
+    let (place, mut value) = pairs.next().unwrap().unwrap();
+    value[0] ^= 0x80;
+    let mut batch = Batch::default();
+    batch.put(place, value);
+    batch
+}
+
 /// What a replica has that did something else once.
 fn what_was_applied(_: &dyn Engine, replica: ReplicaId, mut row: Row) -> Batch {
     row.chain.0 ^= 1;
@@ -190,6 +218,14 @@ async fn a_replica_with_a_spoiled_value_is_rebuilt_from_the_others() {
     let mut rig = filled(EAGER).await;
     let victim = rig.leader().await;
     rebuilt_after(&mut rig, (victim + 1) % 3, "what is stored", a_value).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_cannot_read_a_value_is_rebuilt_from_the_others() {
+    let mut rig = filled(EAGER).await;
+    let victim = rig.leader().await;
+    let said = "a replica cannot read what it has stored";
+    rebuilt_after(&mut rig, (victim + 1) % 3, said, the_form_of_a_value).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,8 +271,15 @@ async fn rebuilt_after(
     let logs = (0..3)
         .map(|node| rig.processes.log(node))
         .collect::<String>();
-    assert!(logs.contains("a replica differs from the others") && logs.contains(what));
-    // Every node says the same, the rebuilt replica too, from its own state.
+    assert!(logs.contains(what), "{logs}");
+    all_say_the_same(rig).await;
+    let writers = support::write(&rig.nodes, "after/", 12);
+    support::answered(&writers, 100, "after the rebuilding").await;
+    support::stop_and_verify(writers, "after/", &rig.nodes).await;
+}
+
+/// Every node says the same, each from its own state.
+async fn all_say_the_same(rig: &Rig) {
     let mut seen: Vec<Vec<(Bytes, Bytes)>> = Vec::new();
     for node in 0..3 {
         let one: Nodes = vec![rig.nodes[node].clone()];
@@ -251,9 +294,6 @@ async fn rebuilt_after(
         );
     }
     assert!(!seen[0].is_empty() && seen[0] == seen[1] && seen[1] == seen[2]);
-    let writers = support::write(&rig.nodes, "after/", 12);
-    support::answered(&writers, 100, "after the rebuilding").await;
-    support::stop_and_verify(writers, "after/", &rig.nodes).await;
 }
 
 /// Waits until another replica of the shard is a full member on the node; gives the ids that it had before.
@@ -285,4 +325,151 @@ fn member(status: &NodeStatus) -> Option<ReplicaId> {
     let replicas = &group.shard.as_ref()?.replicas;
     let is_listed = replicas.iter().any(|replica| replica.id == group.replica);
     (is_listed && replicas.len() == 3 && group.role != "learner").then_some(group.replica)
+}
+
+/// What a node says when a message of another one has a flipped bit.
+const REFUSED: &str = "refused what came from another node";
+
+/// A cluster behind a relay.
+async fn behind_relay() -> Rig {
+    let make = |options| Processes::behind(Relay::new(1), options).unwrap();
+    Rig::start_made(3, support::SMALL_LOG, make).await
+}
+
+fn relay(rig: &Rig) -> &Relay {
+    rig.processes.relay().expect("it was started behind one")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_with_a_flipped_bit_is_refused_and_sent_again() {
+    let mut rig = behind_relay().await;
+    let behind = (rig.leader().await + 1) % 3;
+    let others = [(behind + 1) % 3, (behind + 2) % 3];
+    let held = support::shard(&rig.ready(&[behind]).await[0]).last_index;
+    rig.processes.kill(behind).unwrap();
+    let writers = support::write(&rig.nodes, "rot/", 13);
+    support::answered(&writers, 400, "without the third").await;
+    let purged = |status: &NodeStatus| support::shard(status).purged_index > held;
+    wait_for(&mut rig, &others, "the log is purged", purged).await;
+    support::stop_and_verify(writers, "rot/", &rig.nodes).await;
+    // Nothing but a snapshot can bring a key of that time. An attempt that comes before the node is open is
+    // refused whatever it brings, so that all are spoilt until it says of one that it was.
+    for way in Way::across(&others, &[behind]) {
+        relay(&rig).spoil(way, Bytes::from_static(b"rot/w0"));
+    }
+    rig.processes.start(behind).unwrap();
+    let deadline = tokio::time::Instant::now() + READY;
+    while !rig.processes.log(behind).contains(REFUSED) {
+        let now = tokio::time::Instant::now();
+        assert!(now < deadline, "a spoilt snapshot is not refused");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(relay(&rig).spoilt() > 0);
+    relay(&rig).heal();
+    let caught_up = |status: &NodeStatus| support::shard(status).purged_index > held;
+    wait_for(&mut rig, &[behind], "it has caught up", caught_up).await;
+    same_state(&mut rig).await;
+    all_say_the_same(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_with_a_flipped_bit_is_refused_and_sent_again() {
+    let mut rig = behind_relay().await;
+    let leader = rig.leader().await;
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    for (round, follower) in others.into_iter().cycle().take(10).enumerate() {
+        let value = format!("to be spoilt {round}");
+        let way = Way {
+            from: leader,
+            to: follower,
+        };
+        let before = relay(&rig).spoilt();
+        relay(&rig).spoil(way, Bytes::from(value.clone()));
+        let deadline = tokio::time::Instant::now() + READY;
+        // At the leader, so that it goes to the others as an entry only; until one has passed in one piece.
+        while relay(&rig).spoilt() == before {
+            assert!(tokio::time::Instant::now() < deadline, "nothing is spoilt");
+            put(&rig.nodes[leader], &value).await;
+        }
+        relay(&rig).heal();
+    }
+    same_state(&mut rig).await;
+    all_say_the_same(&rig).await;
+    for follower in others {
+        assert!(rig.processes.log(follower).contains(REFUSED));
+    }
+}
+
+/// Stores a value.
+async fn put(node: &Arc<dyn Service>, value: &str) {
+    let value = Bytes::from(value.to_owned());
+    let put = Operation::Put {
+        key: Bytes::from_static(b"key"),
+        value,
+    };
+    let write = Write {
+        id: (support::ids())(),
+        kind: WriteKind::Keys {
+            conditions: Vec::new(),
+            operations: vec![put],
+        },
+    };
+    let answer = node.call(call(Request::Write(write))).await.unwrap();
+    assert!(matches!(
+        answer,
+        Response::Write(WriteOutcome::Done { .. }, _)
+    ));
+}
+
+/// Waits until the shard's state is the same on all, at the same position.
+async fn same_state(rig: &mut Rig) {
+    let deadline = tokio::time::Instant::now() + READY;
+    loop {
+        rig.ready(&[0, 1, 2]).await;
+        let mut states = Vec::new();
+        for node in &rig.nodes {
+            let request = Request::Status(StatusQuery { state_hash: true });
+            let Response::Status(status) = node.call(call(request)).await.unwrap() else {
+                panic!("a status was answered with something else");
+            };
+            let group = support::shard(&status);
+            states.push((group.applied_index, group.state_hash));
+        }
+        let applied = |state: &(u64, _)| state.0;
+        if states
+            .iter()
+            .all(|state| applied(state) == applied(&states[0]))
+        {
+            assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
+            return;
+        }
+        let now = tokio::time::Instant::now();
+        assert!(
+            now < deadline,
+            "they do not come to one position: {states:?}"
+        );
+    }
+}
+
+fn call(request: Request) -> Call {
+    Call {
+        request,
+        deadline: READY,
+        forwarded: false,
+        cluster: None,
+    }
+}
+
+/// Waits until a condition holds for each of these nodes.
+async fn wait_for(rig: &mut Rig, nodes: &[usize], what: &str, holds: impl Fn(&NodeStatus) -> bool) {
+    let deadline = tokio::time::Instant::now() + READY;
+    loop {
+        let statuses = rig.ready(nodes).await;
+        if statuses.iter().all(&holds) {
+            return;
+        }
+        let now = tokio::time::Instant::now();
+        assert!(now < deadline, "{what}: {statuses:#?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

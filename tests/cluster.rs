@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate::client::RequestIds;
+use quorate::client::Sender;
+use quorate::client::sender::Options;
 use quorate::error::Error;
 use quorate::testkit::history::History;
 use quorate::testkit::processes::TOKEN;
@@ -16,8 +19,13 @@ use quorate::testkit::workload::Nodes;
 use quorate::types::Incarnation;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
+use quorate::types::RequestId;
 use quorate::types::node::Newcomer;
+use quorate::types::request::Operation;
 use quorate::types::request::ReadKind;
+use quorate::types::request::Write;
+use quorate::types::request::WriteKind;
+use quorate::types::request::WriteOutcome;
 use quorate::wire::channel::GrpcChannel;
 use quorate::wire::request::Call;
 use quorate::wire::request::Channel;
@@ -111,6 +119,102 @@ async fn a_node_that_stands_still_and_goes_on_answers_nothing_stale() {
     }
     rig.ready(&[0, 1, 2]).await;
     support::stop_and_verify(writers, "still/", &rig.nodes).await;
+}
+
+/// A client's write is held up for less than this by a node that has stopped, whatever the client knows.
+const HELD_UP_MAX: Duration = Duration::from_secs(2);
+/// Clients that come one after another while a node stands still, and enter at each node in turn.
+const LATECOMERS: usize = 12;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stands_still_holds_no_client_up_for_long() {
+    let mut rig = Rig::start(&[]).await;
+    for _ in 0..3 {
+        let leader = rig.leader().await;
+        let through = rig.nodes[(leader + 1) % 3].clone();
+        let acquainted = client(&rig, leader);
+        put(&acquainted).await;
+        rig.processes.pause(leader).unwrap();
+        let times = tokio::join!(
+            timed(put(&acquainted)),
+            timed(async { put(&client(&rig, leader)).await }),
+            timed(put_through(&through)),
+        );
+        println!(
+            "held up: one who knows it, one who comes to it, one through another node: {times:?}"
+        );
+        for time in [times.0, times.1, times.2] {
+            assert!(time < HELD_UP_MAX, "{times:?}");
+        }
+        let began = tokio::time::Instant::now();
+        for first in 0..LATECOMERS {
+            let time = timed(async { put(&client(&rig, first)).await }).await;
+            assert!(time < HELD_UP_MAX, "the {first}th who came later: {time:?}");
+        }
+        println!("{LATECOMERS} who came later: {:?}", began.elapsed());
+        rig.processes.resume(leader).unwrap();
+        rig.ready(&[0, 1, 2]).await;
+    }
+}
+
+async fn timed(action: impl Future<Output = ()>) -> Duration {
+    let began = tokio::time::Instant::now();
+    action.await;
+    began.elapsed()
+}
+
+/// A client that knows nothing yet, and asks this node first.
+fn client(rig: &Rig, first: usize) -> Sender {
+    let addresses = (0..3).map(|node| rig.processes.client_address(node));
+    let new_id = || uuid::Uuid::now_v7().into_bytes();
+    let ids = RequestIds::new(
+        move || RequestId(new_id()).wall_ms(),
+        move || *new_id().last_chunk().unwrap(),
+    );
+    let options = Options {
+        first,
+        ..Options::default()
+    };
+    let channel = Arc::new(GrpcChannel::of_client());
+    Sender::new(channel, addresses.collect(), Arc::new(ids), options).unwrap()
+}
+
+async fn put(client: &Sender) {
+    let write = write_of(client.ids().next());
+    let answer = client.send(write, None).await.unwrap();
+    assert!(matches!(
+        answer,
+        Response::Write(WriteOutcome::Done { .. }, _)
+    ));
+}
+
+/// One call, which the node itself has to bring to an end.
+async fn put_through(node: &Arc<dyn Service>) {
+    let call = Call {
+        request: write_of((support::ids())()),
+        deadline: READY,
+        forwarded: false,
+        cluster: None,
+    };
+    let answer = node.call(call).await.unwrap();
+    assert!(matches!(
+        answer,
+        Response::Write(WriteOutcome::Done { .. }, _)
+    ));
+}
+
+fn write_of(id: RequestId) -> Request {
+    let put = Operation::Put {
+        key: Bytes::from_static(b"key"),
+        value: Bytes::from_static(b"value"),
+    };
+    Request::Write(Write {
+        id,
+        kind: WriteKind::Keys {
+            conditions: Vec::new(),
+            operations: vec![put],
+        },
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,10 +14,12 @@ mod load;
 #[path = "faults/network.rs"]
 mod network;
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use load::Load;
 use load::SILENCE_MAX;
 use network::Network;
@@ -27,6 +29,7 @@ use quorate::testkit::relay::Relay;
 use quorate::testkit::relay::Rule;
 use quorate::testkit::relay::Way;
 use quorate::testkit::workload::Nodes;
+use quorate::types::GroupId;
 use quorate::types::RequestId;
 use quorate::types::request::Operation;
 use quorate::types::request::ReadKind;
@@ -34,6 +37,8 @@ use quorate::types::request::Write;
 use quorate::types::request::WriteKind;
 use quorate::wire::request::Call;
 use quorate::wire::request::Get;
+use quorate::wire::request::GroupStatus;
+use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
 use support::READY;
@@ -264,6 +269,9 @@ async fn behind_relay(prefix: &str) -> Rig {
     rig
 }
 
+/// openraft #1761: a delay of one node's network made two of six groups on it stand still for good, while the
+/// process lived and the others had their majority. Each of eight shards must answer writes while a node's links are
+/// slow, and afterwards no replica of any, on any node, may stand still.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_or_lossy_link_of_one_node_freezes_no_shard() {
     if support::skipped("faults") {
@@ -284,25 +292,107 @@ async fn a_slow_or_lossy_link_of_one_node_freezes_no_shard() {
         ("narrow", slow_and_narrow),
         ("stalled", Rule::STALLED),
     ];
-    // Each writer has a shard of its own.
-    let everywhere = Load::start(&rig.nodes, "slow/", 4);
+    let all = rig.nodes.clone();
+    let everywhere = Each::start("all", |prefix, seed| Load::start_one(&all, prefix, seed));
+    let began = shards(&rig.ready(&[0, 1, 2]).await[0]);
+    assert_eq!(began.len(), SHARDS);
     for (number, (name, rule)) in rules.into_iter().enumerate() {
         let node = number % 3;
         let others = [(node + 1) % 3, (node + 2) % 3];
         let quick: Nodes = others.map(|node| rig.nodes[node].clone()).to_vec();
-        let beside = Load::impatient(&quick, &format!("quick/{number}/"), 5);
-        beside.answered(50, "before the fault").await;
+        let beside = Each::start(&format!("quick/{number}"), |prefix, seed| {
+            Load::impatient_one(&quick, prefix, seed)
+        });
+        beside.answered(10, "before the fault").await;
         relay(&rig).set(&Way::between(&[node], &others), rule);
-        let silence = beside.longest_silence(fault_time()).await;
-        println!("{name}: longest time without an answered write {silence:?}");
-        assert!(silence < SILENCE_MAX, "{name}: {silence:?} without a write");
+        let silences = beside.longest_silences(fault_time()).await;
+        println!("{name}: longest times without an answered write, by shard: {silences:?}");
+        for (shard, silence) in silences.iter().enumerate() {
+            assert!(
+                *silence < SILENCE_MAX,
+                "{name}: {silence:?} without a write to shard {shard}"
+            );
+        }
         relay(&rig).heal();
         rig.ready(&[0, 1, 2]).await;
         every_shard_is_written(&rig).await;
-        everywhere.answered(50, "after healing").await;
+        every_replica_follows(&mut rig, name).await;
+        beside.answered(10, "after healing").await;
+        everywhere.answered(10, "after healing").await;
         beside.verify(&rig.nodes).await;
     }
     everywhere.verify(&rig.nodes).await;
+}
+
+/// A load for each shard.
+struct Each(Vec<Load>);
+
+impl Each {
+    /// One writer for each; `start` is given its prefix and its seed.
+    fn start(name: &str, start: impl Fn(&str, u64) -> Load) -> Each {
+        let load = |shard| start(&format!("slow/w{shard:02}/{name}/"), shard as u64);
+        Each((0..SHARDS).map(load).collect())
+    }
+
+    /// Waits until every shard has answered so many further writes.
+    async fn answered(&self, count: usize, what: &str) {
+        let each = self.0.iter().map(|load| load.answered(count, what));
+        join_all(each).await;
+    }
+
+    /// The longest time without an answered write, of each shard.
+    async fn longest_silences(&self, span: Duration) -> Vec<Duration> {
+        join_all(self.0.iter().map(|load| load.longest_silence(span))).await
+    }
+
+    async fn verify(self, nodes: &Nodes) {
+        join_all(self.0.into_iter().map(|load| load.verify(nodes))).await;
+    }
+}
+
+/// The shards' groups on a node.
+fn shards(status: &NodeStatus) -> BTreeMap<GroupId, GroupStatus> {
+    let groups = status.groups.iter();
+    let shards = groups.filter(|group| matches!(group.group, GroupId::Shard(_)));
+    shards.map(|group| (group.group, group.clone())).collect()
+}
+
+/// Every replica of every shard, on the slow node too, comes to apply what its leader has now: none stands still.
+/// A majority would hide it.
+async fn every_replica_follows(rig: &mut Rig, name: &str) {
+    let mut goals = BTreeMap::new();
+    for status in rig.ready(&[0, 1, 2]).await {
+        for (id, group) in shards(&status) {
+            let goal = goals.entry(id).or_insert(0);
+            *goal = group.last_index.max(*goal);
+        }
+    }
+    assert_eq!(goals.len(), SHARDS);
+    let deadline = Instant::now() + READY;
+    loop {
+        let mut behind = Vec::new();
+        for status in rig.ready(&[0, 1, 2]).await {
+            let found = shards(&status);
+            assert_eq!(found.len(), SHARDS, "replicas on {}", status.member.name);
+            let late = found.into_iter().filter(|(id, group)| {
+                assert_ne!(
+                    group.role, "failed",
+                    "{name}: {id} on {}",
+                    status.member.name
+                );
+                group.applied_index < goals[id]
+            });
+            behind.extend(late.map(|(id, group)| (status.member.name.clone(), id, group)));
+        }
+        if behind.is_empty() {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{name}: frozen: {behind:?} of {goals:?}"
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn relay(rig: &Rig) -> &Relay {

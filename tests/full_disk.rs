@@ -9,6 +9,8 @@ mod support;
 #[path = "faults/disks.rs"]
 mod disks;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +44,10 @@ const REQUIRED: &str = "QUORATE_REQUIRE_NAMESPACES";
 const SMALL_DISK: &[&str] = &["--free-space-reserve-bytes=64MiB", "--cache-bytes=16MiB"];
 /// A quarter of that: a disk with less is full.
 const FULL_BYTES: u64 = 16 * 1024 * 1024;
+/// Half of it, which a node takes as blocks of its engine's file.
+const SET_ASIDE_BYTES: u64 = 32 * 1024 * 1024;
+/// What the system counts blocks in.
+const BLOCK_BYTES: u64 = 512;
 const ALL: [usize; 3] = [0, 1, 2];
 
 /// A cluster, each node on a disk of its own.
@@ -79,6 +85,20 @@ impl Stage {
     async fn start(&mut self) {
         self.rig.processes.start_all().unwrap();
         self.rig.ready(&ALL).await;
+        self.set_aside().await;
+    }
+
+    /// Until each node has set aside what it lives on when its disk is full: one that is filled up before
+    /// that has nothing.
+    async fn set_aside(&self) {
+        let deadline = Instant::now() + READY;
+        for node in ALL {
+            let engine = self.rig.processes.data(node).join("engine/db");
+            while fs::metadata(&engine).unwrap().blocks() * BLOCK_BYTES < SET_ASIDE_BYTES {
+                assert!(Instant::now() < deadline, "nothing is set aside");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
     }
 }
 
@@ -128,8 +148,7 @@ async fn a_follower_without_room_falls_behind_and_takes_nobody_with_it() {
     while look(&nodes[full]).await.free_bytes >= FULL_BYTES {
         support::answered(&writers, 20, "while its room is used up").await;
     }
-    sleep(Duration::from_secs(2)).await;
-    let before = look(&nodes[full]).await;
+    let before = takes_nothing(&nodes[full], &writers).await;
     support::answered(&writers, 100, "with a follower that takes nothing").await;
     let after = look(&nodes[full]).await;
     let applied = |status| support::shard(status).applied_index;
@@ -140,6 +159,26 @@ async fn a_follower_without_room_falls_behind_and_takes_nobody_with_it() {
     caught_up_under(&mut stage.rig, applied(&after)).await;
     support::stop_and_verify(writers, "heavy/", &nodes).await;
     caught_up(&mut stage.rig).await;
+}
+
+/// A node's status once nothing more comes into its log though the others go on: what was under way to it
+/// has come.
+async fn takes_nothing(node: &Arc<dyn Service>, writers: &Workload) -> NodeStatus {
+    let ends = |status: &NodeStatus| {
+        let group = support::shard(status);
+        (group.last_index, group.applied_index)
+    };
+    let deadline = Instant::now() + READY;
+    let mut before = look(node).await;
+    loop {
+        support::answered(writers, 100, "while a follower comes to its end").await;
+        let now = look(node).await;
+        if ends(&now) == ends(&before) {
+            return now;
+        }
+        assert!(Instant::now() < deadline, "it takes on: {now:?}");
+        before = now;
+    }
 }
 
 /// A node's status.
@@ -209,6 +248,33 @@ async fn without_a_majority_with_room_puts_are_refused_by_name_and_reads_and_del
         );
         assert_eq!(get(&stage.rig.nodes[0], "refused").await, None);
     }
+    caught_up(&mut stage.rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_disks_that_fill_up_at_once_under_writers_lose_nothing() {
+    let Some(mut stage) = Stage::new() else {
+        return;
+    };
+    stage.start().await;
+    let nodes = stage.rig.nodes.clone();
+    put(&nodes, "kept").await.unwrap();
+    let writers = support::write(&nodes, "three/", 6);
+    support::answered(&writers, 200, "before the disks are full").await;
+    ALL.iter().for_each(|disk| stage.disks.fill(*disk));
+    // What was under way is taken, and the writers go on asking.
+    eventually_refused(&nodes).await;
+    for _ in 0..20 {
+        reads_and_deletes_work(&nodes, "kept").await;
+        let refused = put(&nodes, "refused").await;
+        assert!(matches!(refused, Err(Error::NoSpace { .. })), "{refused:?}");
+    }
+    ALL.iter().for_each(|disk| stage.disks.make_room(*disk));
+    eventually_put(&nodes, "there is room again").await;
+    support::answered(&writers, 200, "after room was made").await;
+    stage.rig.ready(&ALL).await;
+    support::stop_and_verify(writers, "three/", &nodes).await;
+    assert_eq!(get(&nodes[0], "refused").await, None);
     caught_up(&mut stage.rig).await;
 }
 

@@ -467,7 +467,8 @@ impl Script for MvccScript {
 /// `retain HISTORY_MS WINDOW_MS` first; `at MS`; `write [stamp:S] [term:N] [ceiling:S] [bounds:N]` and
 /// then writes parted by `|`, each of `id:N@MS`, `if:k@S`, `if:k=v`, `if:k`, `put:k=v`, `del:k`,
 /// `range:a..b/LIMIT`; `blank`, `membership WHO`, `bad KIND`; `get k [S]`, `scan a..b [S] [limit=N]
-/// [reverse] [keys]`; `gc`, `row`, `shard`, `dump`, `slots`; `snapshot`, `install`, `abandon`, `reopen`;
+/// [reverse] [keys]`; `gc`, `row`, `shard`, `dump`, `slots`; `snapshot`, `install [clearing]`, `abandon`,
+/// `reopen`;
 /// `split k CHILD REPLICAS [conf:N] [bounds:N] [stamp:S]`, `gone N`, `destroy N`, `empty N`; `flush`, `crash`
 /// back to it, and `replay` of what the log of a replica has behind its state.
 ///
@@ -777,14 +778,18 @@ impl ShardScript {
         }
     }
 
-    fn install(&mut self) -> String {
+    /// `clears`: whoever clears what nobody needs comes by after every chunk with keys.
+    fn install(&mut self, clears: bool) -> String {
         let (mut source, hash) = self.source.take().expect("snapshot comes before install");
+        let slots = self.slots.clone().unwrap();
         let copy = self.copy();
         let mut sink = copy.receiver().begin().unwrap();
         let mut chunks = 0;
         while let Some(chunk) = source.next().unwrap() {
             sink.chunk(chunk).unwrap();
             chunks += 1;
+            // The first one has none.
+            while clears && chunks > 1 && slots.clear().unwrap() {}
         }
         let received = sink.finish().unwrap();
         copy.install(source.applied(), received).unwrap();
@@ -933,7 +938,8 @@ impl Script for ShardScript {
                 self.source = Some((self.machine().snapshot().unwrap(), hash.hash));
                 format!("at {}", hash.position.unwrap())
             }
-            ["install"] => self.install(),
+            ["install"] => self.install(false),
+            ["install", "clearing"] => self.install(true),
             ["abandon"] => self.abandon(),
             ["reopen"] => self.reopen(),
             ["flush"] => {

@@ -42,6 +42,10 @@ const HOMES: &[Home] = &[
         places: &["src/wire/", "src/server/grpc/"],
     },
     Home {
+        names: &["http_body"],
+        places: &["src/server/grpc/"],
+    },
+    Home {
         names: &["bincode"],
         places: &["src/codec/"],
     },

@@ -150,11 +150,11 @@ fn vote(term: u64) -> Vote {
     }
 }
 
-fn check_portion() -> Check {
+fn check_portion(floor: u64) -> Check {
     Check::Portion(Portion {
         range: KeyRange::of_key(&Bytes::from_static(b"k")),
         as_of: Timestamp(9),
-        floor: Timestamp(8),
+        floor: Timestamp(floor),
     })
 }
 
@@ -341,6 +341,7 @@ impl Fake {
                     position: position(4).unwrap(),
                     chain: Chain(u64::MAX),
                 }]),
+                Check::Portion(portion) if portion.floor.0 == 0 => Checked::Unreadable,
                 Check::Portion(portion) => Checked::Portion(portion.as_of.0 + 1),
                 Check::Quarantine => Checked::Quarantined,
             }),
@@ -849,7 +850,8 @@ fn one_of_each_request() -> Vec<Request> {
         }),
         Request::RemoveReplica(name(6)),
         Request::CheckReplica(name(7), Check::Chains),
-        Request::CheckReplica(name(7), check_portion()),
+        Request::CheckReplica(name(7), check_portion(8)),
+        Request::CheckReplica(name(7), check_portion(0)),
         Request::CheckReplica(name(7), Check::Quarantine),
         // The last one: its stream goes on asking for a moment after the first answer was taken.
         Request::Routes(0),

@@ -34,6 +34,10 @@ use crate::cli::failure::EXIT_BAD_INPUT;
 use crate::cli::failure::Failure;
 use crate::cli::text::Format;
 use crate::cli::world::World;
+use crate::server::options;
+use crate::server::options::Addresses;
+use crate::server::options::InitialCluster;
+use crate::testkit::decoders::Decoder;
 use crate::types::ClusterId;
 
 const EXIT_CODES: &str = "\
@@ -198,6 +202,49 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 
 fn parse_cluster(text: &str) -> Result<ClusterId, String> {
     text::decode_id(text).map(ClusterId)
+}
+
+/// What people and files tell the command line, beside what [`crate::testkit::decoders`] lists.
+pub const DECODERS: &[Decoder] = &[
+    Decoder {
+        name: "import line",
+        read: read_line,
+    },
+    Decoder {
+        name: "argument",
+        read: read_argument,
+    },
+];
+
+fn read_line(bytes: &[u8]) -> bool {
+    let Ok(record) = records::parse(bytes) else {
+        return false;
+    };
+    let again = records::format(&record.key, &record.value);
+    assert_eq!(records::parse(again.as_bytes()), Ok(record));
+    true
+}
+
+fn read_argument(bytes: &[u8]) -> bool {
+    let Ok(word) = std::str::from_utf8(bytes) else {
+        return false;
+    };
+    let understood = [
+        text::decode_hex(word).is_ok(),
+        text::decode_id(word).is_ok(),
+        text::decode_request_id(word).is_ok(),
+        text::decode_group(word).is_ok(),
+        text::decode_shard(word).is_ok(),
+        text::decode_node(word).is_ok(),
+        text::Encoding::Base64.decode(word).is_ok(),
+        parse_endpoint(word).is_ok(),
+        parse_time(word).is_ok(),
+        parse_cluster(word).is_ok(),
+        word.parse::<InitialCluster>().is_ok(),
+        word.parse::<Addresses>().is_ok(),
+        word.parse::<options::Bytes>().is_ok(),
+    ];
+    understood.contains(&true)
 }
 
 #[cfg(test)]

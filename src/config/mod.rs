@@ -75,8 +75,25 @@ fn check_keys(path: &Path) -> Result<(), ConfigError> {
         reason,
     };
     let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-    let table: figment::value::Dict =
-        Toml::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+    check_text(path, &text)
+}
+
+/// The options in a file with this text, checked. For the tests that try every decoder.
+pub(crate) fn of_text(text: &str) -> Result<Options, ConfigError> {
+    check_text(Path::new("the text"), text)?;
+    let layers = Figment::from(Serialized::defaults(Options::default())).merge(Toml::string(text));
+    let options: Options = layers
+        .extract()
+        .map_err(|error| ConfigError::Value(sentence(&error)))?;
+    options.validate()?;
+    Ok(options)
+}
+
+fn check_text(path: &Path, text: &str) -> Result<(), ConfigError> {
+    let table: figment::value::Dict = Toml::from_str(text).map_err(|error| ConfigError::File {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
     let known = known_keys();
     match table.keys().find(|key| !known.contains(key)) {
         None => Ok(()),

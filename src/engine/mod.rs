@@ -5,13 +5,15 @@
 
 pub mod memory;
 pub mod overlay;
-mod format;
+pub(crate) mod format;
 pub mod inspect;
 pub mod sled;
 
 pub use memory::MemoryEngine;
 pub use overlay::Overlay;
 pub use sled::SledEngine;
+
+use std::time::Duration;
 
 /// Why the engine could not do it. Poisons the node: nothing is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Returns when everything written before the call survives a power cut. One caller at a time.
     fn flush(&self) -> Result<(), EngineError>;
+
+    /// How long a flush that begins now goes on while others read and write. A real one lets its caller wait
+    /// in the flush itself; a simulated one has no thread to stop.
+    fn busy(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Takes so many bytes of the disk beyond what it uses now, for its own later writes, or as many as
     /// it can have. Says how many it has; 0 where nothing can be set aside.

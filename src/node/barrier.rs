@@ -44,8 +44,19 @@ impl Barrier {
         group: Group,
         channel: Arc<dyn Channel>,
     ) -> (Barrier, impl Future<Output = ()> + Send) {
+        Barrier::over(move || {
+            let (group, channel) = (group.clone(), Arc::clone(&channel));
+            async move { bounded_round(&group, &channel).await }
+        })
+    }
+
+    /// As [`Barrier::new`], over any kind of round.
+    fn over<Round>(round: impl Fn() -> Round + Send) -> (Barrier, impl Future<Output = ()> + Send)
+    where
+        Round: Future<Output = Result<Position>> + Send,
+    {
         let (readers, waiting) = mpsc::channel(READERS_WAITING_MAX);
-        (Barrier { readers }, serve(group, channel, waiting))
+        (Barrier { readers }, serve(round, waiting))
     }
 
     /// A position that, once applied, shows every write acknowledged before the call. Cancel-safe.
@@ -63,10 +74,13 @@ impl Barrier {
     }
 }
 
-async fn serve(group: Group, channel: Arc<dyn Channel>, mut waiting: mpsc::Receiver<Reader>) {
+async fn serve<Round>(round: impl Fn() -> Round, mut waiting: mpsc::Receiver<Reader>)
+where
+    Round: Future<Output = Result<Position>>,
+{
     let mut readers = Vec::new();
     while waiting.recv_many(&mut readers, READERS_WAITING_MAX).await > 0 {
-        let position = bounded_round(&group, &channel).await;
+        let position = round().await;
         while mutant::lives(Mutant::RoundServesLatecomers)
             && let Ok(late) = waiting.try_recv()
         {
@@ -126,5 +140,44 @@ async fn ask(group: &Group, channel: &Arc<dyn Channel>, leader: Replica) -> Resu
         other => Err(Error::Internal(format!(
             "asked for a read position, got {other:?}"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::Ordering;
+
+    use futures::FutureExt;
+    use tokio::sync::Semaphore;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    /// What was acknowledged between its question and the position that the round under way has found already
+    /// would be hidden from it.
+    #[tokio::test]
+    async fn a_reader_that_comes_during_a_round_is_served_by_the_next() {
+        let (rounds, gate) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
+        let (begun, opened) = (Arc::clone(&rounds), Arc::clone(&gate));
+        let (barrier, serving) = Barrier::over(move || {
+            let index = begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let opened = Arc::clone(&opened);
+            async move {
+                opened.acquire().await.unwrap().forget();
+                Ok(Position { term: 1, index })
+            }
+        });
+        tokio::spawn(serving);
+        let asking = barrier.clone();
+        let early = tokio::spawn(async move { asking.position().await });
+        while rounds.load(Ordering::SeqCst) == 0 {
+            yield_now().await;
+        }
+        let mut late = Box::pin(barrier.position());
+        assert_eq!((&mut late).now_or_never(), None);
+        gate.add_permits(2);
+        assert_eq!(early.await.unwrap().unwrap().index, 1);
+        assert_eq!(late.await.unwrap().index, 2);
     }
 }

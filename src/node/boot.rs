@@ -19,6 +19,8 @@ use crate::engine::Engine;
 use crate::engine::EngineError;
 use crate::env::clock::Clock;
 use crate::env::files::Files;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskSet;
 use crate::env::tasks::give_blocking;
 use crate::env::tasks::offload;
@@ -233,7 +235,7 @@ impl Boot {
             if wal.replicas().iter().any(|known| known.id == replica) {
                 continue;
             }
-            if had {
+            if had && !mutant::lives(Mutant::LostLogBegunAnew) {
                 return Err(BootError::LogLost {
                     path: self.wal_directory.clone(),
                     replica,
@@ -342,6 +344,7 @@ impl Found {
 
     fn add_rowless(&mut self, replica: ReplicaId, origin: Origin) {
         match origin {
+            Origin::Split(_) if mutant::lives(Mutant::RowlessForgotten) => {}
             Origin::Split(birth) => {
                 self.waiting.push(replica);
                 let known = self.committed.entry(birth.replica).or_default();
@@ -361,7 +364,7 @@ impl Found {
     async fn add_unborn(&mut self, opener: &Opener) -> Result<(), BootError> {
         let engine = Arc::clone(&opener.engine);
         for replica in offload(move || shard::replicas(engine.as_ref())).await? {
-            if opener.wal.log(replica).is_none() {
+            if opener.wal.log(replica).is_none() && !mutant::lives(Mutant::UnbornForgotten) {
                 self.ready.extend(opener.split_off(replica).await?);
             }
         }
@@ -389,5 +392,110 @@ impl Stores {
         offload(move || engine.flush()).await?;
         drop(self.wal);
         Ok(self.writer.stop().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::layout;
+    use crate::engine::Batch;
+    use crate::engine::MemoryEngine;
+    use crate::env::files::DiskFiles;
+    use crate::node::opener::tests::CHILD;
+    use crate::node::opener::tests::Nobody;
+    use crate::node::opener::tests::REPLICA;
+    use crate::node::opener::tests::first_shard;
+    use crate::node::opener::tests::opener;
+    use crate::node::opener::tests::split;
+
+    fn ids(ready: &[Ready]) -> Vec<ReplicaId> {
+        ready.iter().map(|ready| ready.replica).collect()
+    }
+
+    /// A crash comes when the split is applied and the child is not born: its parent does not write the row a
+    /// second time.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_that_was_not_born_before_the_crash_is_found_by_its_row() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let opener = opener(directory.path(), &engine);
+        split(&opener).await;
+        assert!(opener.wal.log(CHILD).is_none());
+        let found = Found::on(&opener).await.unwrap();
+        assert_eq!(ids(&found.ready), [REPLICA, CHILD]);
+        assert!(opener.wal.log(CHILD).is_some());
+    }
+
+    /// A crash takes the row of a child that was born: its parent applies the split again, which the birth
+    /// proves committed, before a snapshot could step over it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_with_a_log_and_without_a_row_waits_for_its_parent() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let opener = opener(directory.path(), &engine);
+        let position = split(&opener).await;
+        opener.split_off(CHILD).await.unwrap().unwrap();
+        let mut batch = Batch::default();
+        batch.delete(layout::row(CHILD));
+        engine.write(batch).unwrap();
+        let found = Found::on(&opener).await.unwrap();
+        assert_eq!(ids(&found.ready), [REPLICA]);
+        assert_eq!(found.waiting, [CHILD]);
+        assert_eq!(found.committed, BTreeMap::from([(REPLICA, position)]));
+        assert!(found.unmade.is_empty());
+    }
+
+    async fn start(
+        directory: &std::path::Path,
+        engine: &Arc<dyn Engine>,
+        tasks: &mut TaskSet,
+    ) -> Result<Stores, BootError> {
+        let boot = Boot {
+            node: NodeId(1),
+            layout: InitialLayout {
+                members: Vec::new(),
+                placement: Vec::new(),
+                shard: first_shard(),
+                next_id: 100,
+            },
+            directory: directory.to_path_buf(),
+            wal_directory: directory.join("log"),
+            engine: Arc::clone(engine),
+            checkpoint_interval: Duration::from_secs(3_600),
+            files: Arc::new(DiskFiles),
+            clock: Clock::system(),
+            channel: Arc::new(Nobody),
+            wal: wal::Options {
+                segment_bytes: wal::SEGMENT_BYTES_MIN,
+                ..wal::Options::default()
+            },
+            raft: raft::Options::default(),
+            consensus: Handle::current(),
+            fail: Arc::new(|why| panic!("{why}")),
+        };
+        boot.open(tasks).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_has_lost_its_log_does_not_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        for _ in 0..2 {
+            let mut tasks = TaskSet::new();
+            let stores = start(directory.path(), &engine, &mut tasks).await.unwrap();
+            tasks.stop(Duration::from_secs(10)).await.unwrap();
+            stores.close().await.unwrap();
+        }
+        std::fs::remove_dir_all(directory.path().join("log")).unwrap();
+        let mut tasks = TaskSet::new();
+        let started = start(directory.path(), &engine, &mut tasks).await;
+        assert!(matches!(
+            started,
+            Err(BootError::LogLost {
+                replica: REPLICA,
+                ..
+            })
+        ));
     }
 }

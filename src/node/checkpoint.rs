@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio::time::sleep;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -110,14 +111,7 @@ impl Checkpointer {
     /// Flushes once, answers who asked, and tells every group what is covered.
     pub async fn checkpoint(&self, askers: &mut Vec<Asker>) -> Result<(), EngineError> {
         let began = Instant::now();
-        let mut covered = self.positions().await;
-        let engine = Arc::clone(&self.engine);
-        if !mutant::lives(Mutant::CheckpointWithoutFlush) {
-            offload(move || engine.flush()).await?;
-        }
-        if mutant::lives(Mutant::CheckpointReadLate) {
-            covered = self.positions().await;
-        }
+        let covered = self.flush().await?;
         for asker in askers.drain(..) {
             // Whoever has gone needs no answer.
             let _ = asker.send(());
@@ -135,6 +129,24 @@ impl Checkpointer {
         Ok(())
     }
 
+    /// Flushes, and gives what is certainly covered: what was applied before. What is applied during the flush
+    /// may be or not.
+    async fn flush(&self) -> Result<Vec<(Group, Applied)>, EngineError> {
+        let mut covered = self.positions().await;
+        let engine = Arc::clone(&self.engine);
+        if !mutant::lives(Mutant::CheckpointWithoutFlush) {
+            let busy = engine.busy();
+            offload(move || engine.flush()).await?;
+            if !busy.is_zero() {
+                sleep(busy).await;
+            }
+        }
+        if mutant::lives(Mutant::CheckpointReadLate) {
+            covered = self.positions().await;
+        }
+        Ok(covered)
+    }
+
     async fn positions(&self) -> Vec<(Group, Applied)> {
         let groups = self.registry.groups();
         offload(move || {
@@ -145,5 +157,112 @@ impl Checkpointer {
             groups.into_iter().map(read).collect()
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::runtime::Handle;
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::engine::Batch;
+    use crate::engine::MemoryEngine;
+    use crate::engine::Pair;
+    use crate::env::clock::Clock;
+    use crate::env::tasks::TaskSet;
+    use crate::node::opener::tests::REPLICA;
+    use crate::node::opener::tests::first_origin;
+    use crate::node::opener::tests::first_shard;
+    use crate::node::opener::tests::opener;
+    use crate::node::replica::Replica;
+    use crate::types::Key;
+    use crate::types::RequestId;
+    use crate::types::request::Operation;
+    use crate::types::request::Write;
+    use crate::types::request::WriteKind;
+
+    type Work = Box<dyn FnOnce() + Send>;
+
+    /// An engine with something to do when its flush has ended, and before that is known.
+    #[derive(Default)]
+    struct Engaged {
+        engine: MemoryEngine,
+        then: Mutex<Option<Work>>,
+    }
+
+    impl Engine for Engaged {
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+            self.engine.get(key)
+        }
+
+        fn scan<'a>(
+            &'a self,
+            start: &[u8],
+            end: &[u8],
+            reverse: bool,
+        ) -> Box<dyn Iterator<Item = Result<Pair, EngineError>> + Send + 'a> {
+            self.engine.scan(start, end, reverse)
+        }
+
+        fn write(&self, batch: Batch) -> Result<(), EngineError> {
+            self.engine.write(batch)
+        }
+
+        fn flush(&self) -> Result<(), EngineError> {
+            self.engine.flush()?;
+            let then = self.then.lock().unwrap().take();
+            then.into_iter().for_each(|work| work());
+            Ok(())
+        }
+    }
+
+    /// Writes as soon as the replica leads.
+    async fn write(replica: &Replica) {
+        let id = RequestId::new(Clock::system().wall_ms(), [1; 10]);
+        let operations = vec![Operation::Delete {
+            key: Key::from_static(b"k"),
+        }];
+        let kind = WriteKind::Keys {
+            conditions: Vec::new(),
+            operations,
+        };
+        let write = Write { id, kind };
+        while replica.write(write.clone()).await.is_err() {
+            yield_now().await;
+        }
+    }
+
+    /// The log is purged behind what a checkpoint covers: what is lost from the engine must not be lost there.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_applied_during_a_flush_is_not_covered_by_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let engaged = Arc::new(Engaged::default());
+        let engine: Arc<dyn Engine> = Arc::clone(&engaged) as _;
+        let opener = opener(directory.path(), &engine);
+        let origin = first_origin();
+        opener.wal.born(REPLICA, origin.encode()).await.unwrap();
+        let ready = opener.born(REPLICA, origin).await.unwrap().unwrap();
+        let mut tasks = TaskSet::new();
+        opener.start(ready, None, &mut tasks).await.unwrap();
+        let replica = opener.registry.shard(first_shard().id).unwrap();
+        let written = timeout(Duration::from_secs(10), write(&replica));
+        written.await.unwrap();
+        let before = replica.group().machine_applied();
+        let (writing, here) = (replica.clone(), Handle::current());
+        let work: Work = Box::new(move || here.block_on(write(&writing)));
+        *engaged.then.lock().unwrap() = Some(work);
+        let checkpointer = Checkpointer {
+            engine,
+            registry: Arc::clone(&opener.registry),
+            checkpoints: Checkpoints::new().0,
+            interval: Duration::from_secs(3_600),
+        };
+        let covered = checkpointer.flush().await.unwrap();
+        let covered: Vec<Applied> = covered.into_iter().map(|(_, applied)| applied).collect();
+        assert!(replica.group().machine_applied().position > before.position);
+        assert_eq!(covered, [before]);
     }
 }

@@ -15,6 +15,7 @@ use crate::node::registry::Registry;
 use crate::node::replica::Replica;
 use crate::raft::Flush;
 use crate::shard::Quarantined;
+use crate::shard::ReadError;
 use crate::shard::quarantine;
 use crate::telemetry::metrics;
 use crate::types::GroupId;
@@ -61,8 +62,14 @@ impl Checks {
             Check::Portion(portion) => {
                 let (reader, group) = (replica.reader().clone(), GroupId::Shard(name.shard));
                 let hashed = offload(move || reader.hash_portion(&portion)).await;
-                let hashed = hashed.map_err(|error| Error::unavailable(group, error))?;
-                Ok(Checked::Portion(hashed.hash))
+                match hashed {
+                    Ok(hashed) => Ok(Checked::Portion(hashed.hash)),
+                    Err(ReadError::Machine(error)) => {
+                        error!(shard = %name.shard, replica = %name.replica, %error, "what is stored here cannot be read");
+                        Ok(Checked::Unreadable)
+                    }
+                    Err(error) => Err(Error::unavailable(group, error)),
+                }
             }
             Check::Quarantine => {
                 self.quarantine(&replica).await?;
@@ -77,13 +84,14 @@ impl Checks {
             return Ok(());
         }
         replica.reader().quarantine();
+        replica.group().hold_back();
         metrics::replica_quarantined();
         let quarantined = Quarantined {
             replica: replica.group().replica(),
             shard: replica.reader().row().descriptor.id,
         };
         let Quarantined { replica, shard } = quarantined;
-        error!(%shard, %replica, "the replica here differs from the others: it serves nothing and is rebuilt");
+        error!(%shard, %replica, "the replica here is not as the others are: it serves nothing and is rebuilt");
         let engine = Arc::clone(&self.engine);
         offload(move || quarantine::mark(engine.as_ref(), quarantined))
             .await

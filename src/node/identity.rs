@@ -13,6 +13,7 @@
 //! any program can tell a newer file from a broken one.
 
 use std::any::Any;
+use std::cmp::Ordering;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -35,8 +36,10 @@ const IDENTITY: &str = "identity";
 pub(crate) const WAL: &str = "wal";
 pub(crate) const ENGINE: &str = "engine";
 
-/// Format of the identity file, and with it of the whole directory.
-pub const FORMAT: u32 = 1;
+/// Format of the identity file, and with it of the whole directory: it rises with any format in it, so that
+/// a directory is refused at the door and not at the first record that cannot be read. 2: the row of a
+/// replica has the hash of what it has applied.
+pub const FORMAT: u32 = 2;
 
 /// Why a data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +52,22 @@ pub enum IdentityError {
     InUse {
         /// The directory.
         path: PathBuf,
+    },
+    /// The directory was written by a build before the formats of what is in it changed.
+    #[error(
+        "{} has format {found}, written by an older build of quorate {writer}; this one reads format {FORMAT}, and \
+         does not convert. Start the node with the build that wrote it, or move the whole directory aside and let \
+         this node join as a new one (--join): the others have the data. To bring a whole cluster over, export its \
+         data with that build and import it into a new cluster",
+        path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// Release that wrote it.
+        writer: String,
     },
     /// The directory was written by a later release.
     #[error(
@@ -412,14 +431,38 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Identity, IdentityError> {
     let (first, json) = body.split_once('\n').unwrap_or((body, ""));
     let (format, writer) =
         parse_header(first).ok_or_else(|| corrupt(format!("it begins with {first:?}")))?;
-    if format != FORMAT {
-        return Err(IdentityError::Format {
-            path: path.to_owned(),
-            found: format,
-            writer,
-        });
+    let (path, found) = (path.to_owned(), format);
+    match format.cmp(&FORMAT) {
+        Ordering::Less => {
+            return Err(IdentityError::Older {
+                path,
+                found,
+                writer,
+            });
+        }
+        Ordering::Greater => {
+            return Err(IdentityError::Format {
+                path,
+                found,
+                writer,
+            });
+        }
+        Ordering::Equal => {}
     }
     serde_json::from_str(json).map_err(|error| corrupt(error.to_string()))
+}
+
+/// Whether these bytes are an identity file; what is read is written as it was. For the tests that try
+/// every decoder.
+pub(crate) fn is_identity(bytes: &[u8]) -> bool {
+    let path = Path::new(IDENTITY);
+    let Ok(identity) = decode(path, bytes) else {
+        return false;
+    };
+    let again = decode(path, &encode(&identity)).expect("it was just written");
+    let same = |left: &Identity, right: &Identity| encode(left) == encode(right);
+    assert!(same(&identity, &again), "{identity:?} became {again:?}");
+    identity.into_record().is_ok()
 }
 
 /// The lines before the checksum, which holds for them.
@@ -571,21 +614,39 @@ mod tests {
         assert!(error.to_string().contains("use quorate 3.2.1"), "{error}");
     }
 
-    #[test]
-    fn an_example_of_format_one_is_read() {
+    /// With what a node of that format has written beside it, which must not matter.
+    fn example(format: u32, checksum: &str) -> Result<DataDirectory, IdentityError> {
         let list = concat!(
             r#"{"cluster":"d8aee1296c3a7a4764755a67c92c914b","token":"token","founders":[{"name":"n1","#,
             r#""incarnation":"000102030405060708090a0b0c0d0e0f","#,
             r#""node_address":"127.0.0.1:7401","client_address":"127.0.0.1:7400"}]}"#
         );
         let text = format!(
-            "{}{{{},\"confirmed\":[{list}],\"formed\":{list}}}\ncrc32c eff12b0a\n",
-            "quorate identity format 1 written by 0.1.0\n",
+            "{}{{{},\"confirmed\":[{list}],\"formed\":{list}}}\ncrc32c {checksum}\n",
+            format_args!("quorate identity format {format} written by 0.1.0\n"),
             r#""name":"n1","incarnation":"000102030405060708090a0b0c0d0e0f""#,
         );
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(IDENTITY), text).unwrap();
-        let directory = opened(dir.path(), "n1", 2).unwrap();
+        opened(dir.path(), "n1", 2)
+    }
+
+    #[test]
+    fn a_directory_of_an_older_build_is_refused_at_the_door_with_the_ways_on() {
+        let error = example(1, "eff12b0a").unwrap_err();
+        assert!(
+            matches!(error, IdentityError::Older { found: 1, .. }),
+            "{error}"
+        );
+        let said = error.to_string();
+        for way in ["older build of quorate 0.1.0", "--join", "export"] {
+            assert!(said.contains(way), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_example_of_format_two_is_read() {
+        let directory = example(2, "b933acd6").unwrap();
         assert_eq!(
             directory.incarnation().to_string(),
             "000102030405060708090a0b0c0d0e0f"

@@ -114,6 +114,16 @@ pub fn inspect(files: &dyn Files, directory: &Path) -> Result<Option<usize>, Str
     }
 }
 
+/// Whether these bytes are a file of members; what is read is written as it was. For the tests that try every
+/// decoder.
+pub(crate) fn is_members(bytes: &[u8]) -> bool {
+    let Ok(members) = decode(bytes) else {
+        return false;
+    };
+    assert_eq!(decode(&encode(&members)), Ok(members));
+    true
+}
+
 fn encode(members: &[Member]) -> Vec<u8> {
     let mut bytes = value::encode(FORMAT, &members);
     let checksum = crc32c::crc32c(&bytes);

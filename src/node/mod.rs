@@ -8,7 +8,7 @@
 //! replica has one owner of its writes (`proposer.rs`) and shares the round trips of its reads
 //! (`barrier.rs`). A shard gets further replicas and gives some up (`change_step.rs` decides,
 //! `changes.rs` does it); a replica that is none any more is found (`doubts.rs`) and destroyed
-//! (`orphans.rs`). Replicas of a shard are compared (`selfcheck.rs`; `verdict.rs` decides), and what is asked
+//! (`orphans.rs`). Replicas of a shard are compared (`selfcheck.rs`; `verdict.rs` and `retries.rs` decide), and what is asked
 //! about those here is answered by `checks.rs`. Placement is asked through `placement.rs`, wherever its leader is, and told by
 //! `reporter.rs` what changes here. Keys without a replica here are found by `router.rs`, of which
 //! `routes.rs` is the thinking part; `members.rs` knows the other nodes. A node started later asks to be
@@ -39,5 +39,6 @@ pub mod boot;
 pub mod change_step;
 pub mod changes;
 pub mod doubts;
+pub mod retries;
 pub mod orphans;
 pub mod selfcheck;

@@ -47,10 +47,12 @@ use crate::raft::Leadership;
 use crate::raft::Opening;
 use crate::raft::Seeded;
 use crate::shard;
+use crate::shard::Quarantined;
 use crate::shard::Seed;
 use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
 use crate::shard::Slots;
+use crate::shard::quarantine;
 use crate::types::GroupId;
 use crate::types::KeyRange;
 use crate::types::Position;
@@ -199,6 +201,15 @@ enum Reader {
     Shard(ShardReader),
 }
 
+impl Reader {
+    fn is_quarantined(&self) -> bool {
+        match self {
+            Reader::Placement(_) => false,
+            Reader::Shard(reader) => reader.is_quarantined(),
+        }
+    }
+}
+
 impl Machine {
     fn as_state_machine(&self) -> &dyn StateMachine {
         match self {
@@ -245,7 +256,9 @@ impl Opener {
     pub async fn destroy(&self, replica: ReplicaId) -> Result<(), OpenError> {
         let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
         offload(move || shard::destroy(&engine, &slots, replica)).await?;
-        (self.flush)().await;
+        if !mutant::lives(Mutant::GoneBeforeFlush) {
+            (self.flush)().await;
+        }
         self.end(replica).await
     }
 
@@ -332,12 +345,34 @@ impl Opener {
                 log
             }
             None => {
+                let opener = self.clone();
+                let reader = machine.reader();
+                offload(move || opener.quarantine_with_parent(replica, &reader, &birth)).await?;
                 let birth = Origin::Split(birth).encode();
                 self.wal.born(replica, birth).await?
             }
         };
         let ready = self.ready(replica, log, Machine::Shard(machine)).await?;
         Ok(Some(ready))
+    }
+
+    /// What its parent here has got wrong or cannot read, a child has too: it is marked before it is born.
+    /// Blocks.
+    fn quarantine_with_parent(
+        &self,
+        child: ReplicaId,
+        reader: &ShardReader,
+        birth: &Birth,
+    ) -> Result<(), MachineError> {
+        if !quarantine::is_marked(self.engine.as_ref(), birth.replica)? {
+            return Ok(());
+        }
+        reader.quarantine();
+        let quarantined = Quarantined {
+            replica: child,
+            shard: reader.row().descriptor.id,
+        };
+        quarantine::mark(self.engine.as_ref(), quarantined)
     }
 
     /// Starts a replica; its tasks go into `tasks`. `committed` is an entry of its log that is known to be
@@ -370,6 +405,7 @@ impl Opener {
             fail: Arc::clone(&self.fail),
             seeded: Arc::clone(&self.seeded),
             introduction: introduction(&reader),
+            holds_back: reader.is_quarantined(),
             options: self.raft.clone(),
         };
         let opened = spawn_on(&self.consensus, Group::open(opening)).await;
@@ -483,7 +519,7 @@ fn check_reach(log: &ReplicaLog, machine: &Machine) -> Result<(), OpenError> {
     let applied = machine.as_state_machine().applied().position;
     let applied = applied.map_or(0, |at| at.index);
     let purged = log.state().purged.map_or(0, |purged| purged.index);
-    match purged <= applied {
+    match purged <= applied || mutant::lives(Mutant::HoleOverlooked) {
         true => Ok(()),
         false => Err(OpenError::EngineLost {
             replica: log.id(),
@@ -499,6 +535,7 @@ async fn cut_behind_snapshot(log: &ReplicaLog, machine: &Machine) -> Result<(), 
     let applied = machine.as_state_machine().applied().position;
     let ends = log.state().last.map(|last| last.index);
     match applied {
+        Some(_) if mutant::lives(Mutant::LogNotCut) => Ok(()),
         Some(applied) if ends.is_some_and(|ends| ends < applied.index) => {
             let purged = log.purge(applied).await;
             purged.map_err(|error| OpenError::Log {
@@ -516,6 +553,9 @@ async fn vote_in_seed_term(log: &ReplicaLog) -> Result<(), OpenError> {
     if log.state().vote.is_some() && !mutant::lives(Mutant::SeedVoteReplacesVotes) {
         return Ok(());
     }
+    if mutant::lives(Mutant::SeedIsNoVote) {
+        return Ok(());
+    }
     let vote = Vote {
         term: SEED.term,
         replica: log.id(),
@@ -529,22 +569,36 @@ async fn vote_in_seed_term(log: &ReplicaLog) -> Result<(), OpenError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::node) mod tests {
+    use std::sync::Mutex;
+
     use futures::FutureExt;
 
     use super::*;
     use crate::engine::memory::MemoryEngine;
     use crate::env::files::DiskFiles;
+    use crate::machine::Membership;
+    use crate::shard::Command;
+    use crate::shard::command::Body;
+    use crate::shard::command::Header;
+    use crate::shard::command::Split;
     use crate::types::Key;
     use crate::types::KeyRange;
     use crate::types::NodeId;
     use crate::types::ShardId;
+    use crate::types::Timestamp;
+    use crate::types::log::LogEntry;
+    use crate::types::log::Payload;
     use crate::types::shard::Epoch;
+    use crate::types::shard::Replica as Member;
+    use crate::wire::request::Route;
     use crate::wire::request::Service;
 
-    const REPLICA: ReplicaId = ReplicaId(7);
+    pub(in crate::node) const REPLICA: ReplicaId = ReplicaId(7);
+    /// What [`split`] splits off.
+    pub(in crate::node) const CHILD: ReplicaId = ReplicaId(17);
 
-    struct Nobody;
+    pub(in crate::node) struct Nobody;
 
     impl Channel for Nobody {
         fn node(&self, id: NodeId) -> Arc<dyn Service> {
@@ -558,7 +612,7 @@ mod tests {
         fn learn(&self, _member: crate::types::node::Member) {}
     }
 
-    fn opener(directory: &std::path::Path, engine: &Arc<dyn Engine>) -> Opener {
+    pub(in crate::node) fn opener(directory: &std::path::Path, engine: &Arc<dyn Engine>) -> Opener {
         let options = crate::wal::Options {
             segment_bytes: crate::wal::SEGMENT_BYTES_MIN,
             ..Default::default()
@@ -594,6 +648,134 @@ mod tests {
             epoch: Epoch::default(),
             replicas: Vec::new(),
         }
+    }
+
+    fn on_node_1(id: ReplicaId) -> Member {
+        let node = NodeId(1);
+        Member { id, node }
+    }
+
+    /// The first shard, with one replica.
+    pub(in crate::node) fn first_shard() -> ShardDescriptor {
+        ShardDescriptor {
+            range: KeyRange::ALL,
+            replicas: vec![on_node_1(REPLICA)],
+            ..descriptor()
+        }
+    }
+
+    pub(in crate::node) fn first_origin() -> Origin {
+        let descriptor = first_shard();
+        Origin::Shard {
+            members: Membership::of(&descriptor.replicas).encode(),
+            descriptor,
+        }
+    }
+
+    /// The first shard is there and has applied a split at this position: the child has its row.
+    pub(in crate::node) async fn split(opener: &Opener) -> Position {
+        let origin = first_origin();
+        opener.wal.born(REPLICA, origin.encode()).await.unwrap();
+        let ready = opener.born(REPLICA, origin).await.unwrap().unwrap();
+        let Machine::Shard(mut machine) = ready.machine else {
+            unreachable!("the replica is a shard's")
+        };
+        let position = Position { term: 1, index: 2 };
+        let header = Header {
+            stamp: Timestamp::from_wall(1),
+            epoch: first_shard().epoch,
+            ..Header::default()
+        };
+        let body = Body::Split(Split {
+            at: Key::from_static(b"m"),
+            child: ShardId(2),
+            replicas: vec![on_node_1(CHILD)],
+        });
+        let payload = Payload::Command(Command { header, body }.encode());
+        machine.apply(&[LogEntry { position, payload }]).unwrap();
+        assert_eq!(machine.take_seeded(), [CHILD]);
+        position
+    }
+
+    /// Otherwise it could vote for another replica in the term that its seed stands in.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_seed_counts_as_a_vote_in_its_term_until_the_log_has_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let opener = opener(directory.path(), &engine);
+        split(&opener).await;
+        let ready = opener.split_off(CHILD).await.unwrap().unwrap();
+        let vote = |term, replica| Vote {
+            term,
+            replica,
+            committed: false,
+        };
+        assert_eq!(ready.log.state().vote, Some(vote(SEED.term, CHILD)));
+        let later = vote(SEED.term + 1, ReplicaId(18));
+        ready.log.save_vote(later).await.unwrap();
+        let ready = opener.split_off(CHILD).await.unwrap().unwrap();
+        assert_eq!(ready.log.state().vote, Some(later));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_log_goes_on_where_the_engine_ends_or_the_replica_does_not_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let opener = opener(directory.path(), &engine);
+        let applied = split(&opener).await;
+        let log = opener.wal.log(REPLICA).unwrap();
+        // The engine's end is from a snapshot, as a crash before the purge behind it leaves it.
+        let payload = Payload::Blank;
+        let position = SEED;
+        let entries = vec![LogEntry { position, payload }];
+        let appended = log.append(entries, Box::new(|synced| synced.unwrap()));
+        appended.await.unwrap();
+        let ready = opener.born(REPLICA, first_origin()).await.unwrap().unwrap();
+        assert_eq!(ready.log.state().purged, Some(applied));
+        // The engine is older than what the log was purged behind.
+        let index = applied.index + 1;
+        log.purge(Position { index, ..applied }).await.unwrap();
+        let opened = opener.born(REPLICA, first_origin()).await;
+        assert!(matches!(opened, Err(OpenError::EngineLost { .. })));
+    }
+
+    /// Before the flush a power cut would bring its row back, and its log would be gone.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_destroyed_replica_is_called_gone_behind_a_flush() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let mut opener = opener(directory.path(), &engine);
+        opener.empty(REPLICA, descriptor()).await.unwrap();
+        let flushes = Arc::new(Mutex::new(Vec::new()));
+        let (wal, noted) = (opener.wal.clone(), Arc::clone(&flushes));
+        opener.flush = Arc::new(move || {
+            noted.lock().unwrap().push(wal.is_gone(REPLICA));
+            async {}.boxed()
+        });
+        opener.destroy(REPLICA).await.unwrap();
+        assert_eq!(*flushes.lock().unwrap(), [false]);
+        assert!(opener.wal.is_gone(REPLICA));
+    }
+
+    /// A vote or an answer of the one that is here would count as the other's.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_message_for_an_earlier_replica_of_its_group_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let opener = opener(directory.path(), &engine);
+        let ready = opener.empty(REPLICA, descriptor()).await.unwrap();
+        let mut tasks = TaskSet::new();
+        opener.start(ready, None, &mut tasks).await.unwrap();
+        let receiver = |to| {
+            let (group, from) = (GroupId::Shard(ShardId(1)), ReplicaId(8));
+            let found = opener.registry.receiver(Route { group, from, to });
+            found.map(|group| group.replica())
+        };
+        assert_eq!(receiver(REPLICA).ok(), Some(REPLICA));
+        assert!(matches!(
+            receiver(ReplicaId(6)),
+            Err(Error::NotFound { .. })
+        ));
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -641,6 +823,56 @@ mod tests {
         assert!(opener.born(REPLICA, origin).await.unwrap().is_none());
         opener.empty(REPLICA, descriptor()).await.unwrap();
         assert_eq!(opener.wal.replicas().len(), 1);
+    }
+
+    /// The first row of a child that was split off replica 1, as the parent writes it.
+    fn split_off(engine: &Arc<dyn Engine>, opener: &Opener) {
+        let begins = Applied {
+            position: Some(SEED),
+            ..Default::default()
+        };
+        shard::seed(
+            engine,
+            &opener.slots,
+            REPLICA,
+            Seed::new(descriptor(), begins),
+        )
+        .unwrap();
+        let place = crate::codec::layout::row(REPLICA);
+        let mut row = shard::Row::decode(&engine.get(&place).unwrap().unwrap()).unwrap();
+        row.birth = Some(Birth {
+            parent: ShardId(9),
+            replica: ReplicaId(1),
+            position: SEED,
+        });
+        let mut batch = crate::engine::Batch::default();
+        batch.put(place, row.encode());
+        engine.write(batch).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_of_a_quarantined_replica_is_quarantined_and_one_of_a_whole_one_is_not() {
+        for is_marked in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+            let opener = opener(directory.path(), &engine);
+            if is_marked {
+                let parent = Quarantined {
+                    replica: ReplicaId(1),
+                    shard: ShardId(9),
+                };
+                quarantine::mark(engine.as_ref(), parent).unwrap();
+            }
+            split_off(&engine, &opener);
+            let child = opener.split_off(REPLICA).await.unwrap().unwrap();
+            let Machine::Shard(machine) = child.machine else {
+                panic!("it is a shard's");
+            };
+            assert_eq!(machine.reader().is_quarantined(), is_marked);
+            let marks = quarantine::marked(engine.as_ref()).unwrap();
+            let has_mark = marks.iter().any(|mark| mark.replica == REPLICA);
+            assert_eq!(has_mark, is_marked);
+        }
     }
 
     #[test]

@@ -110,6 +110,17 @@ impl Router {
         })
     }
 
+    /// Returns when another node is to be asked about the shard: another leads it, as far as is known, or
+    /// others have asked this one in vain. Cancel-safe.
+    pub async fn turned_from(&self, target: Target) {
+        let mut changed = self.changed.subscribe();
+        let elsewhere = |now: Target| now.node != target.node;
+        // The sender lives as long as this does, so that a change is all that ends the wait.
+        while !self.target_of(target.shard).is_ok_and(elsewhere) && changed.changed().await.is_ok()
+        {
+        }
+    }
+
     /// The node asked has answered, and with that has shown that it leads the shard, or not.
     pub fn reached(&self, target: Target, leads: bool) {
         self.with_routes(|routes| routes.reached(target, leads));

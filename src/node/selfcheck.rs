@@ -3,16 +3,18 @@
 //! **What is compared.** Every few seconds the rolling hash of what each replica has applied, at a position
 //! that all remember: it costs a call for each follower and finds a replica that has done something else,
 //! whenever that was. And all the while, slowly, what each has stored, a portion of keys at a time: it finds
-//! what has rotted at rest. Both go on for as long as the node runs; a start goes on where the last portion
+//! what has rotted at rest, also where it cannot be read at all. Both go on for as long as the node runs; a start goes on where the last portion
 //! was noted.
 //!
 //! **What becomes of the odd one** (`verdict.rs` says which it is). It stops serving at once and says so to
 //! its node's log and metrics. Then its own node has it replaced, step by step, and tries each until it is
 //! done: leadership goes to another, the group removes it, a new replica comes to the same node and is
-//! filled by the others. The mark in the engine says that this is under way, so that no crash ends it.
+//! filled by the others. It is removed only when that can be expected to go well: until then it votes and
+//! holds the log. What stands in the way is said once, and tried again at growing pauses (`retries.rs`). The mark in the engine says that this is under way, so that no crash ends it.
 //!
 //! **The invariant.** Replicas at one position have one hash (`shard/chain.rs`); a quarantined replica
-//! answers no read, takes no write, and is never put back into service.
+//! answers no read, takes no write, stands for no election, fills no other one, and is never put back into
+//! service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +25,6 @@ use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 use tracing::error;
 use tracing::info;
 use tracing::warn;
@@ -32,14 +33,17 @@ use crate::env::tasks::TaskResult;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::machine::MachineError;
 use crate::node::checks::Checks;
 use crate::node::orphans::Nodes;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
+use crate::node::retries::Retries;
 use crate::node::verdict;
 use crate::node::verdict::Verdict;
 use crate::raft::Leadership;
 use crate::shard::Quarantined;
+use crate::shard::ReadError;
 use crate::telemetry::metrics;
 use crate::types::Key;
 use crate::types::NodeId;
@@ -81,6 +85,24 @@ pub struct Options {
     pub scrub_bytes_per_s: u64,
 }
 
+/// What was found of one portion.
+struct Compared {
+    portion: Portion,
+    bytes: u64,
+    read: verdict::Read<u64>,
+    verdict: Verdict<u64>,
+}
+
+fn is_fine(found: &Result<Option<Compared>, ReadError>) -> bool {
+    match found {
+        Ok(Some(Compared { read, verdict, .. })) => {
+            *verdict == Verdict::Equal && read.odd.is_empty() && !read.is_lost
+        }
+        Ok(None) => true,
+        Err(_) => false,
+    }
+}
+
 /// Compares. Cloning shares it.
 #[derive(Clone)]
 pub struct SelfCheck {
@@ -96,6 +118,8 @@ pub struct SelfCheck {
     pub channel: Arc<dyn Channel>,
     /// Who they are.
     pub nodes: Nodes,
+    /// Whether this node's disk has room for another replica.
+    pub has_room: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl SelfCheck {
@@ -132,7 +156,9 @@ impl SelfCheck {
         let asked = others.iter().map(|other| async {
             match self.ask(replica, *other, Check::Chains).await {
                 Ok(Checked::Chains(links)) => Some((other.id, links)),
-                Ok(Checked::Portion(_) | Checked::Quarantined) | Err(_) => None,
+                Ok(Checked::Portion(_) | Checked::Unreadable | Checked::Quarantined) | Err(_) => {
+                    None
+                }
             }
         });
         let answers = join_all(asked).await;
@@ -276,41 +302,94 @@ impl SelfCheck {
     }
 
     async fn scrub_portion(&self, replica: &Replica, from: &Key) -> Result<Option<(Portion, u64)>> {
-        let first = self.compare_portion(replica, from).await?;
-        let Some((portion, bytes, verdict)) = first else {
-            return Ok(None);
-        };
+        let mut found = self.compare_portion(replica, from).await;
         // A replica is given up only for what is found twice.
-        let verdict = match verdict {
-            Verdict::Equal => return Ok(Some((portion, bytes))),
-            Verdict::Odd { .. } | Verdict::Undecided(_) => {
-                self.compare_portion(replica, from).await?
-            }
-        };
-        if let Some((_, _, verdict)) = verdict {
-            self.follow(replica, "what is stored", verdict).await;
+        if !is_fine(&found) {
+            found = self.compare_portion(replica, from).await;
         }
-        Ok(Some((portion, bytes)))
+        match found {
+            Ok(None) => Ok(None),
+            Ok(Some(compared)) => {
+                let Compared {
+                    portion,
+                    bytes,
+                    read,
+                    verdict,
+                } = compared;
+                self.follow_unread(replica, read).await;
+                self.follow(replica, "what is stored", verdict).await;
+                Ok(Some((portion, bytes)))
+            }
+            Err(ReadError::Machine(error)) => {
+                self.unread_here(replica, &error).await;
+                Err(Error::Internal(error.0))
+            }
+            Err(error) => Err(error.into_error(replica.group().id())),
+        }
+    }
+
+    /// Takes those out of service that could not read.
+    async fn follow_unread(&self, replica: &Replica, read: verdict::Read<u64>) {
+        let shard = replica.reader().row().descriptor.id;
+        if read.is_lost {
+            metrics::replicas_differ();
+            error!(%shard, "no replica that answers can read what is stored, and each serves what it can: restore from a backup");
+        }
+        for id in read.odd {
+            metrics::replicas_differ();
+            error!(%shard, replica = %id, "a replica cannot read what it has stored, and another one can");
+            if let Err(error) = self.quarantine(replica, id).await {
+                warn!(%shard, replica = %id, %error, "it could not be told yet, and is at the next look");
+            }
+        }
+    }
+
+    /// This replica cannot tell where the portion ends, so nobody can be asked about the same; another one
+    /// must be whole.
+    async fn unread_here(&self, replica: &Replica, error: &MachineError) {
+        let own = replica.group().replica();
+        error!(replica = %own, %error, "what is stored here cannot be read");
+        let whole = self.standing(replica).await.1;
+        let mut found = vec![(own, None)];
+        found.extend(whole.into_iter().map(|id| (id, Some(0))));
+        self.follow_unread(replica, verdict::read(&found)).await;
+    }
+
+    /// The other replicas that answer, and of these the ones in service.
+    async fn standing(&self, of: &Replica) -> (usize, Vec<ReplicaId>) {
+        let others = self.others(of);
+        let asked = others.iter().map(|other| async {
+            match self.ask(of, *other, Check::Chains).await {
+                Ok(Checked::Chains(_)) => Some(Some(other.id)),
+                Ok(Checked::Portion(_) | Checked::Unreadable | Checked::Quarantined) => Some(None),
+                Err(_) => None,
+            }
+        });
+        let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        (answers.len(), answers.into_iter().flatten().collect())
     }
 
     async fn compare_portion(
         &self,
         replica: &Replica,
         from: &Key,
-    ) -> Result<Option<(Portion, u64, Verdict<u64>)>> {
+    ) -> Result<Option<Compared>, ReadError> {
         let (reader, from) = (replica.reader().clone(), from.clone());
-        let group = replica.group().id();
         let read = offload(move || {
             let Some(portion) = reader.portion_from(&from, PORTION_BYTES)? else {
                 return Ok(None);
             };
-            let hashed = reader.hash_portion(&portion)?;
+            let hashed = match reader.hash_portion(&portion) {
+                Ok(hashed) => Some(hashed),
+                Err(ReadError::Machine(error)) => {
+                    error!(%error, "what is stored here cannot be read");
+                    None
+                }
+                Err(error) => return Err(error),
+            };
             Ok(Some((portion, hashed)))
         });
-        let read = read
-            .await
-            .map_err(|error: crate::shard::ReadError| error.into_error(group))?;
-        let Some((portion, hashed)) = read else {
+        let Some((portion, hashed)) = read.await? else {
             return Ok(None);
         };
         let others = self.others(replica);
@@ -319,18 +398,32 @@ impl SelfCheck {
             Some((other.id, hash))
         });
         let answers = join_all(asked).await;
-        let mut said: Vec<(ReplicaId, u64)> = answers.into_iter().flatten().collect();
-        said.push((replica.group().replica(), hashed.hash));
-        metrics::scrubbed(hashed.bytes);
-        let verdict = verdict::compare(&said, others.len() + 1);
-        Ok(Some((portion, hashed.bytes, verdict)))
+        let mut found: Vec<(ReplicaId, Option<u64>)> = answers.into_iter().flatten().collect();
+        found.push((replica.group().replica(), hashed.map(|hashed| hashed.hash)));
+        let bytes = hashed.map_or(PORTION_BYTES, |hashed| hashed.bytes);
+        metrics::scrubbed(bytes);
+        let read = verdict::read(&found);
+        let verdict = verdict::compare(&read.said, others.len() + 1);
+        Ok(Some(Compared {
+            portion,
+            bytes,
+            read,
+            verdict,
+        }))
     }
 
-    /// One that has not come so far is asked again; one that cannot answer is left out.
-    async fn hash_of(&self, of: &Replica, who: shard::Replica, portion: &Portion) -> Option<u64> {
+    /// One that has not come so far is asked again; one that cannot answer is left out. `Some(None)`: it
+    /// cannot read.
+    async fn hash_of(
+        &self,
+        of: &Replica,
+        who: shard::Replica,
+        portion: &Portion,
+    ) -> Option<Option<u64>> {
         for _ in 0..PORTION_ATTEMPTS {
             match self.ask(of, who, Check::Portion(portion.clone())).await {
-                Ok(Checked::Portion(hash)) => return Some(hash),
+                Ok(Checked::Portion(hash)) => return Some(Some(hash)),
+                Ok(Checked::Unreadable) => return Some(None),
                 Ok(Checked::Chains(_) | Checked::Quarantined) => return None,
                 Err(_) => sleep(PORTION_PAUSE).await,
             }
@@ -342,19 +435,31 @@ impl SelfCheck {
     pub async fn rebuild(self, stop: CancellationToken) -> TaskResult {
         let mut ticks = interval(REBUILD_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (began, mut retries) = (Instant::now(), Retries::default());
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let quarantined = self.checks.quarantined().await?;
             metrics::replicas_quarantined(quarantined.len());
+            let ids: Vec<ReplicaId> = quarantined.iter().map(|one| one.replica).collect();
+            retries.keep(&ids);
             for one in quarantined {
+                let now_ms = || began.elapsed().as_millis() as u64;
+                if !retries.is_due(one.replica, now_ms()) {
+                    continue;
+                }
                 let stepped = stop.run_until_cancelled(self.rebuild_step(one)).await;
-                match stepped {
-                    None => return Ok(()),
-                    Some(Ok(())) => {}
-                    Some(Err(error)) => {
-                        debug!(replica = %one.replica, %error, "a step of its rebuilding is tried again");
-                    }
+                let Some(stepped) = stepped else {
+                    return Ok(());
+                };
+                let Err(error) = stepped else {
+                    retries.went_well(one.replica);
+                    continue;
+                };
+                let (shard, replica) = (one.shard, one.replica);
+                if retries.failed(replica, now_ms(), &error.to_string()) {
+                    warn!(%shard, %replica, %error, "a step of its rebuilding has failed, and is tried again at growing pauses");
                 }
             }
+            metrics::rebuilds_stuck(retries.stuck());
         }
         Ok(())
     }
@@ -386,18 +491,10 @@ impl SelfCheck {
         ) {
             return here.group().transfer_leader(None).await;
         }
-        let others = self.others(here);
-        let asked = others
-            .iter()
-            .map(|other| self.ask(here, *other, Check::Chains));
-        let answers = join_all(asked).await;
-        let whole = |answer: &Result<Checked>| matches!(answer, Ok(Checked::Chains(_)));
-        let answering = answers.iter().filter(|answer| whole(answer)).count();
-        if !verdict::may_remove(others.len(), answering) {
-            return Err(Error::unavailable(
-                here.group().id(),
-                "too few of the other replicas answer",
-            ));
+        let (answering, whole) = self.standing(here).await;
+        let (others, has_room) = (self.others(here).len(), (self.has_room)());
+        if let Some(why) = verdict::hindrance(has_room, others, answering, whole.len()) {
+            return Err(Error::unavailable(here.group().id(), why));
         }
         self.checks.flush_marks().await;
         let Quarantined { replica, shard } = quarantined;
@@ -414,6 +511,8 @@ impl SelfCheck {
             }
             match self.call(node, request.clone(), false, STEP_MAX).await {
                 Ok(_) => return Ok(()),
+                // The leader's word: the others would ask it again.
+                Err(error @ Error::Invalid { .. }) => return Err(error),
                 Err(error) => refusal = error,
             }
         }

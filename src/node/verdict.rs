@@ -5,6 +5,10 @@
 //! two that differ each may be the good one. That is an alarm for a person, and the third one's answer may
 //! settle it at the next look. The leader goes on to serve: nothing speaks against it more than against the
 //! other, and a shard that stands still repairs nothing.
+//!
+//! A replica that cannot read what it has stored needs no majority against it: it says so itself. But one
+//! other must have read the same, or be whole: the last one that serves is never given up, since it still
+//! has all that it can read.
 
 use std::collections::BTreeMap;
 
@@ -45,6 +49,32 @@ pub fn compare<T: Copy + Ord>(said: &[(ReplicaId, T)], replicas: usize) -> Verdi
         expected: *expected,
         odd: odd.copied().collect(),
     }
+}
+
+/// What replicas have found where they were to read the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read<T> {
+    /// What those have read that could.
+    pub said: Vec<(ReplicaId, T)>,
+    /// Those that could not, though another one could.
+    pub odd: Vec<ReplicaId>,
+    /// Whether none could that answered.
+    pub is_lost: bool,
+}
+
+/// Tells those that could read from those that could not (`None`).
+pub fn read<T: Copy>(found: &[(ReplicaId, Option<T>)]) -> Read<T> {
+    let said: Vec<(ReplicaId, T)> = found
+        .iter()
+        .filter_map(|(id, what)| what.map(|what| (*id, what)))
+        .collect();
+    let unreadable = found.iter().filter(|(_, what)| what.is_none());
+    let mut odd: Vec<ReplicaId> = unreadable.map(|(id, _)| *id).collect();
+    let is_lost = said.is_empty() && !odd.is_empty();
+    if is_lost {
+        odd.clear();
+    }
+    Read { said, odd, is_lost }
 }
 
 /// What the replicas say of the last position that most of them remember. The term is part of what they
@@ -90,10 +120,26 @@ impl Said {
     }
 }
 
-/// Whether a replica may be removed from its shard to be rebuilt: more than half of those that stay must
-/// answer, or nobody could change anything any more.
-pub fn may_remove(others: usize, answering: usize) -> bool {
-    answering * 2 > others
+/// What speaks against removing a replica from its shard to be rebuilt, if anything does. More than half of
+/// those that stay must answer, or nobody could change anything any more, and one of them must be whole, to
+/// fill the next. Those that are quarantined themselves count among the first: they vote. Two that waited for
+/// each other to be rebuilt would wait for ever. And its node must have room for the next: until then the
+/// quarantined one at least votes and holds the log, and its shard has as many members as before.
+pub fn hindrance(
+    has_room: bool,
+    others: usize,
+    answering: usize,
+    whole: usize,
+) -> Option<&'static str> {
+    if !has_room {
+        return Some(
+            "its node has too little room on its disk for the one that would take its place",
+        );
+    }
+    if answering * 2 <= others {
+        return Some("too few of the other replicas answer");
+    }
+    (whole == 0).then_some("no other replica that answers is whole")
 }
 
 #[cfg(test)]
@@ -116,6 +162,36 @@ mod tests {
                 let odd: Vec<String> = odd.iter().map(|(id, _)| id.to_string()).collect();
                 format!("{expected}, not {}", odd.join(" "))
             }
+        }
+    }
+
+    /// As `compared`; `!` cannot read.
+    fn could_read(text: &str) -> String {
+        let found: Vec<(ReplicaId, Option<char>)> = (1..)
+            .zip(text.chars())
+            .filter(|(_, what)| *what != '-')
+            .map(|(id, what)| (ReplicaId(id), Some(what).filter(|what| *what != '!')))
+            .collect();
+        let Read { said, odd, is_lost } = read(&found);
+        let said: String = said.iter().map(|(_, what)| what).collect();
+        let odd: String = odd.iter().map(|id| format!(" {id}")).collect();
+        let lost = if is_lost { " lost" } else { "" };
+        format!("{said}{odd}{lost}")
+    }
+
+    #[test]
+    fn one_that_cannot_read_is_odd_without_a_majority_but_never_the_last_one() {
+        let table = [
+            ("aaa", "aaa"),
+            ("aa!", "aa r3"),
+            ("a!!", "a r2 r3"),
+            ("!a-", "a r1"),
+            ("!--", " lost"),
+            ("!!!", " lost"),
+            ("---", ""),
+        ];
+        for (found, verdict) in table {
+            assert_eq!(could_read(found), verdict, "{found}");
         }
     }
 
@@ -174,8 +250,20 @@ mod tests {
 
     #[test]
     fn a_replica_is_removed_only_while_the_others_can_change_the_shard() {
-        assert!(may_remove(2, 2) && !may_remove(2, 1));
-        assert!(may_remove(4, 3) && !may_remove(4, 2));
-        assert!(!may_remove(0, 0));
+        let may_remove = |others, answering, whole| {
+            let hindrance = hindrance(true, others, answering, whole);
+            hindrance.is_none()
+        };
+        assert!(may_remove(2, 2, 2) && !may_remove(2, 1, 1));
+        assert!(may_remove(4, 3, 3) && !may_remove(4, 2, 2));
+        assert!(!may_remove(0, 0, 0));
+        // The other one that is quarantined votes; the last whole one fills both, one by one.
+        assert!(may_remove(2, 2, 1) && !may_remove(2, 2, 0));
+    }
+
+    #[test]
+    fn a_replica_stays_where_there_is_no_room_for_the_one_that_takes_its_place() {
+        assert!(hindrance(false, 2, 2, 2).is_some_and(|why| why.contains("room")));
+        assert_eq!(hindrance(true, 2, 2, 2), None);
     }
 }

@@ -159,11 +159,11 @@ impl Current {
     }
 }
 
-fn encode_state(state: &PlacementState) -> Vec<u8> {
+pub(crate) fn encode_state(state: &PlacementState) -> Vec<u8> {
     value::encode(STATE_FORMAT, state)
 }
 
-fn decode_state(bytes: &[u8]) -> Result<PlacementState, MachineError> {
+pub(crate) fn decode_state(bytes: &[u8]) -> Result<PlacementState, MachineError> {
     Ok(value::decode("placement's state", STATE_FORMAT, bytes)?)
 }
 
@@ -305,11 +305,16 @@ impl SnapshotSource for Source {
     }
 }
 
+/// A place for a snapshot that comes in.
+pub(crate) fn empty_sink() -> Box<dyn SnapshotSink> {
+    Box::new(Sink::default())
+}
+
 struct Receiver;
 
 impl SnapshotReceiver for Receiver {
     fn begin(&self) -> Result<Box<dyn SnapshotSink>, MachineError> {
-        Ok(Box::new(Sink::default()))
+        Ok(empty_sink())
     }
 }
 

@@ -143,7 +143,10 @@ impl PlacementState {
     /// An id belongs to one incarnation for ever.
     fn record_member(&mut self, member: Member) -> PlacementAnswer {
         match self.member(member.id) {
-            Some(known) if known.incarnation != member.incarnation => {
+            Some(known)
+                if known.incarnation != member.incarnation
+                    && !mutant::lives(Mutant::IncarnationReplaced) =>
+            {
                 return PlacementAnswer::Outdated;
             }
             Some(known) if *known == member => return PlacementAnswer::Recorded,
@@ -165,7 +168,10 @@ impl PlacementState {
 
     fn record_shard(&mut self, shard: ShardDescriptor) -> PlacementAnswer {
         match self.shard(shard.id) {
-            Some(known) if shard.epoch.is_before(known.epoch) => {
+            Some(known)
+                if shard.epoch.is_before(known.epoch)
+                    && !mutant::lives(Mutant::LateReportBelieved) =>
+            {
                 return PlacementAnswer::Outdated;
             }
             Some(known) if *known == shard => return PlacementAnswer::Recorded,

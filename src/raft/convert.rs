@@ -137,6 +137,17 @@ pub(super) fn from_membership(membership: &openraft::Membership<ReplicaId, NodeI
     }
 }
 
+/// Whether these bytes are a membership that the library takes; what is read is written as it was. For the
+/// tests that try every decoder.
+pub(crate) fn is_membership(bytes: &[u8]) -> bool {
+    let Ok(membership) = decode_membership(bytes) else {
+        return false;
+    };
+    let again = decode_membership(&encode_membership(&membership));
+    assert_eq!(again.ok(), Some(membership));
+    true
+}
+
 fn encode_membership(membership: &openraft::Membership<ReplicaId, NodeId>) -> Bytes {
     from_membership(membership).encode()
 }

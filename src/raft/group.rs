@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::RwLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -84,6 +86,8 @@ pub struct Opening {
     /// The shard as the replica knows it, for nodes that do not have their replica yet; `None` where they
     /// have it from the start.
     pub introduction: Introduction,
+    /// Whether the replica holds back from the lead from the start: [`Group::hold_back`].
+    pub holds_back: bool,
     /// Settings.
     pub options: Options,
 }
@@ -145,6 +149,8 @@ pub(super) struct Inner {
     /// Replaced when the group is reopened.
     raft: RwLock<Raft>,
     leadership: watch::Sender<Leadership>,
+    /// It votes and takes entries, and leads no more.
+    holds_back: AtomicBool,
     /// When its leader's last message came.
     heard: Mutex<Instant>,
     /// Nothing more is applied here.
@@ -168,7 +174,8 @@ impl Group {
         };
         let hosted = Hosted::new(opening.machine, opening.flush, opening.fail, opening.seeded);
         let store = LogStore::new(opening.log, opening.committed);
-        let raft = start(opening.replica, &config, &network, &store, &hosted).await?;
+        let elects = !opening.holds_back;
+        let raft = start(opening.replica, &config, elects, &network, &store, &hosted).await?;
         let inner = Arc::new(Inner {
             group: opening.group,
             replica: opening.replica,
@@ -179,6 +186,7 @@ impl Group {
             kept: (opening.options.entries_kept, opening.options.bytes_kept),
             raft: RwLock::new(raft),
             leadership: watch::Sender::new(Leadership::Following { leader: None }),
+            holds_back: AtomicBool::new(opening.holds_back),
             heard: Mutex::new(Instant::now()),
             ended: CancellationToken::new(),
             supervisor: Mutex::new(None),
@@ -362,9 +370,21 @@ impl Group {
             .map_err(|fatal| self.inner.stopped(&fatal))
     }
 
+    /// From now on the replica stands for no election and takes no lead that it is offered, for ever: what
+    /// it would answer as a leader may be wrong. It votes and takes entries as before, since its group may
+    /// need it for a majority. A lead that it has, or is about to win, it must be told to give up.
+    pub fn hold_back(&self) {
+        self.inner.holds_back.store(true, Ordering::SeqCst);
+        // Behind the mark: a core that is being reopened meanwhile sees it.
+        self.inner.raft().runtime_config().elect(false);
+    }
+
     /// Stands for election now, without waiting for a leader to be missed. For a replica that was split off
-    /// on the node that leads its parent.
+    /// on the node that leads its parent. One that holds back does not.
     pub async fn elect(&self) -> Result<()> {
+        if self.inner.holds_back() {
+            return Ok(());
+        }
         let raft = self.inner.raft();
         let asked = raft.trigger().elect(false).await;
         asked.map_err(|fatal| self.inner.stopped(&fatal))
@@ -465,14 +485,19 @@ impl Group {
 async fn start(
     replica: ReplicaId,
     config: &Arc<openraft::Config>,
+    elects: bool,
     network: &Network,
     store: &LogStore,
     hosted: &Arc<Hosted>,
 ) -> Result<Raft> {
+    let config = openraft::Config {
+        enable_elect: elects,
+        ..openraft::Config::clone(config)
+    };
     let applier = Arc::clone(hosted).applier(store.log().clone()).await;
     let opened = Raft::new(
         replica,
-        Arc::clone(config),
+        Arc::new(config),
         network.clone(),
         store.clone(),
         applier,
@@ -542,6 +567,10 @@ impl Inner {
                 "a command was taken for a membership change: {error}"
             )),
         }
+    }
+
+    pub(super) fn holds_back(&self) -> bool {
+        self.holds_back.load(Ordering::SeqCst)
     }
 
     /// A message of the leader has come and was not too late.
@@ -626,12 +655,17 @@ impl Inner {
         let raft = start(
             self.replica,
             &self.config,
+            !self.holds_back(),
             &self.network,
             &self.store,
             &self.hosted,
         )
         .await?;
         *self.raft.write().expect("nothing panics under this lock") = raft;
+        // It may have been told while this one was being started.
+        if self.holds_back() {
+            self.raft().runtime_config().elect(false);
+        }
         Ok(())
     }
 }

@@ -46,6 +46,7 @@ mod state_machine;
 mod suite;
 
 pub use config::Options;
+pub(crate) use convert::is_membership;
 pub use group::Group;
 pub use group::Introduction;
 pub use group::Leadership;

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::Stream;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream;
+use futures::stream::BoxStream;
 use openraft::OptionalSend;
 use openraft::StorageError;
 use openraft::storage::EntryResponder;
@@ -24,6 +27,9 @@ use crate::engine::memory::MemoryEngine;
 use crate::engine::sled;
 use crate::engine::sled::SledEngine;
 use crate::env::files::DiskFiles;
+use crate::error::Effect;
+use crate::error::Error;
+use crate::error::Result;
 use crate::machine::Applied;
 use crate::machine::Membership;
 use crate::mvcc::Seen;
@@ -61,6 +67,7 @@ use crate::types::Timestamp;
 use crate::types::Value;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
+use crate::types::log::Vote;
 use crate::types::request::Operation;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
@@ -70,8 +77,17 @@ use crate::types::shard::ShardDescriptor;
 use crate::wal;
 use crate::wal::ReplicaLog;
 use crate::wal::Wal;
+use crate::wire::request::AppendRequest;
+use crate::wire::request::AppendResponse;
+use crate::wire::request::Call;
 use crate::wire::request::Channel;
+use crate::wire::request::Request;
+use crate::wire::request::Response;
+use crate::wire::request::Route;
 use crate::wire::request::Service;
+use crate::wire::request::SnapshotHeader;
+use crate::wire::request::TakeLead;
+use crate::wire::request::VoteResponse;
 
 const REPLICA: ReplicaId = ReplicaId(1);
 const SHADOW: ReplicaId = ReplicaId(2);
@@ -304,7 +320,7 @@ impl Channel for Nobody {
 }
 
 async fn lone_group(engine: &Arc<dyn Engine>, wal: &Wal) -> (Group, ShardReader) {
-    group_with(engine, wal, lone_membership()).await
+    group_with(engine, wal, lone_membership(), Arc::new(Nobody)).await
 }
 
 fn lone_membership() -> Membership {
@@ -318,6 +334,17 @@ async fn group_with(
     engine: &Arc<dyn Engine>,
     wal: &Wal,
     membership: Membership,
+    channel: Arc<dyn Channel>,
+) -> (Group, ShardReader) {
+    group_that(false, engine, wal, membership, channel).await
+}
+
+async fn group_that(
+    holds_back: bool,
+    engine: &Arc<dyn Engine>,
+    wal: &Wal,
+    membership: Membership,
+    channel: Arc<dyn Channel>,
 ) -> (Group, ShardReader) {
     let seed = Some(Position { term: 1, index: 1 });
     let applied = Applied {
@@ -333,11 +360,12 @@ async fn group_with(
         log: wal.log(REPLICA).unwrap(),
         machine: Box::new(machine),
         committed: None,
-        channel: Arc::new(Nobody),
+        channel,
         flush: flush(engine),
         fail: fail(),
         seeded: Arc::new(|_| {}),
         introduction: Arc::new(|| None),
+        holds_back,
         options: Options::default(),
     };
     (Group::open(opening).await.unwrap(), reader)
@@ -435,13 +463,67 @@ async fn a_group_that_was_left_joint_is_finished_by_its_next_leader() {
     wal.born(REPLICA, Default::default()).await.unwrap();
     let mut joint = lone_membership();
     joint.voters.push(joint.voters[0].clone());
-    let (group, reader) = group_with(&engine, &wal, joint).await;
+    let (group, reader) = group_with(&engine, &wal, joint, Arc::new(Nobody)).await;
     leading(&group).await;
     assert!(group.is_joint());
     let before = reader.descriptor().epoch.conf;
     group.finish_change().await.unwrap();
     assert!(!group.is_joint() && group.membership() == lone_membership());
     assert!(reader.descriptor().epoch.conf > before);
+}
+
+/// A group of one elects itself at its first tick, and again after each time that it is reopened.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_holds_back_never_leads_however_it_is_asked() {
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let (group, _) = group_that(true, &engine, &wal, lone_membership(), Arc::new(Nobody)).await;
+    let ticks = 4 * Options::default().election_timeout_max;
+    let never_leads = async |group: &Group| {
+        let mut leadership = group.leadership();
+        let leads = leadership.wait_for(|now| matches!(now, Leadership::Leading { .. }));
+        let leads = tokio::time::timeout(ticks, leads).await;
+        assert!(leads.is_err(), "it leads");
+    };
+    let log = wal.log(REPLICA).unwrap();
+    let vote = log.state().vote;
+    group.elect().await.unwrap();
+    never_leads(&group).await;
+    assert_eq!(log.state().vote, vote, "it has voted for itself");
+    // It follows another one, which then asks it to lead.
+    let vote = Vote {
+        term: 5,
+        replica: SHADOW,
+        committed: true,
+    };
+    let beat = AppendRequest {
+        vote,
+        previous: Some(Position { term: 1, index: 1 }),
+        entries: Vec::new(),
+        committed: None,
+    };
+    group.append(beat).await.unwrap();
+    let take = TakeLead {
+        vote,
+        to: REPLICA,
+        last: None,
+    };
+    assert!(!group.take_lead(take).await.unwrap());
+    never_leads(&group).await;
+    assert_eq!(log.state().vote, Some(vote), "it has voted for itself");
+    group.end().await;
+
+    // One that leads already, and is reopened.
+    let (group, _) = lone_group(&engine, &wal).await;
+    let term = leading(&group).await;
+    group.hold_back();
+    let mut leadership = group.leadership();
+    group.panic_core().await;
+    let led = Leadership::Leading { term };
+    leadership.wait_for(|now| *now != led).await.unwrap();
+    never_leads(&group).await;
 }
 
 /// The second change was decided before the first one was made.
@@ -477,5 +559,99 @@ async fn whoever_waits_for_a_replica_that_ends_is_told() {
     };
     let (waiter, ender) = (group.clone(), group.clone());
     let (waited, ()) = tokio::join!(waiter.wait_applied(never), ender.end());
-    assert!(matches!(waited, Err(crate::error::Error::NotFound { .. })));
+    assert!(matches!(waited, Err(Error::NotFound { .. })));
+}
+
+/// Another voter: it grants every vote, answers heartbeats, and never says that it has an entry.
+struct Deaf;
+
+impl Channel for Deaf {
+    fn node(&self, _id: NodeId) -> Arc<dyn Service> {
+        Arc::new(Deaf)
+    }
+
+    fn address(&self, address: &str) -> Arc<dyn Service> {
+        unreachable!("{address} was asked")
+    }
+
+    fn learn(&self, _member: crate::types::node::Member) {}
+}
+
+impl Service for Deaf {
+    fn call(&self, call: Call) -> BoxFuture<'static, Result<Response>> {
+        let answer = match call.request {
+            Request::Vote(_, asked) => Ok(Response::Vote(VoteResponse {
+                vote: asked.vote,
+                last: None,
+                granted: true,
+            })),
+            Request::Append(_, beat) => {
+                Ok(Response::Append(AppendResponse::Matched(beat.previous)))
+            }
+            other => Err(Error::Internal(format!("{other:?} was asked"))),
+        };
+        std::future::ready(answer).boxed()
+    }
+
+    fn append(
+        &self,
+        _route: Route,
+        _requests: BoxStream<'static, AppendRequest>,
+    ) -> BoxStream<'static, Result<AppendResponse>> {
+        stream::pending().boxed()
+    }
+
+    fn snapshot(
+        &self,
+        _snapshot: SnapshotHeader,
+        _chunks: BoxStream<'static, Result<Bytes>>,
+    ) -> BoxFuture<'static, Result<Vote>> {
+        std::future::pending().boxed()
+    }
+}
+
+/// The next leader has not got the write, and a third replica may have: the leader after that may commit it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_the_next_leader_throws_away_is_unknown() {
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let replicas = [1, 2].map(|number| Replica {
+        id: ReplicaId(number),
+        node: NodeId(number),
+    });
+    let members = Membership::of(&replicas);
+    let (group, _) = group_with(&engine, &wal, members, Arc::new(Deaf)).await;
+    let term = leading(&group).await;
+    // Before the others have answered its first heartbeat it takes no write.
+    let confirmed = async {
+        while group.read_position().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let confirmed = tokio::time::timeout(Duration::from_secs(10), confirmed);
+    confirmed.await.unwrap();
+    let landed = group.propose(term, put(1).encode()).await.unwrap();
+    let first = Position {
+        term: term + 1,
+        index: 2,
+    };
+    let append = AppendRequest {
+        vote: Vote {
+            term: term + 1,
+            replica: ReplicaId(2),
+            committed: true,
+        },
+        previous: Some(Position { term: 1, index: 1 }),
+        entries: vec![LogEntry {
+            position: first,
+            payload: Payload::Blank,
+        }],
+        committed: None,
+    };
+    let taken = group.append(append).await.unwrap();
+    assert_eq!(taken, AppendResponse::Matched(Some(first)));
+    let landed = tokio::time::timeout(Duration::from_secs(10), landed).await;
+    assert_eq!(landed.unwrap().unwrap_err().effect(), Effect::Unknown);
 }

@@ -25,6 +25,7 @@ use crate::server::space::Space;
 use crate::server::space_driver;
 use crate::types::node::Identity;
 use crate::types::node::Member;
+use crate::types::node::Room;
 
 /// What a node is made of.
 pub struct Assembly {
@@ -109,6 +110,7 @@ impl Assembly {
             Arc::clone(&nodes),
         );
         tasks.spawn("orphans", |stop| orphans.run(stop));
+        let room = Arc::clone(&space);
         let selfcheck = SelfCheck {
             me: identity.node,
             options: selfcheck,
@@ -116,6 +118,7 @@ impl Assembly {
             checks: stores.checks(),
             channel: Arc::clone(&channel),
             nodes,
+            has_room: Arc::new(move || room.room() == Room::Enough),
         };
         let checks = selfcheck.checks.clone();
         let (compared, scrubbed) = (selfcheck.clone(), selfcheck.clone());

@@ -3,8 +3,8 @@
 //! Any node takes any request. A read is answered by the replica here, after a round through its leader
 //! unless it is asked for as a follower's; a write goes to the leader, sent on at most once. What had no
 //! effect is tried again here while the caller's deadline lasts, so that an election or a split is a delay
-//! and not an error: every attempt looks the shard up again. A write whose outcome is open is never tried
-//! again under another id.
+//! and not an error: every attempt looks the shard up again. A write whose outcome is open is tried again
+//! under the same id, which finds out what became of it, and never under another.
 //!
 //! A batch of keys asks all their shards; of a range one shard answers a portion, and the rest of the
 //! range is the caller's to go on with.
@@ -26,6 +26,7 @@ use tokio::time::sleep;
 use tokio::time::timeout;
 
 use crate::client::gather::Gather;
+use crate::client::retry;
 use crate::error::Advice;
 use crate::error::Effect;
 use crate::error::Error;
@@ -45,6 +46,7 @@ use crate::types::ClusterId;
 use crate::types::GroupId;
 use crate::types::KeyRange;
 use crate::types::NodeId;
+use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::log::Vote;
 use crate::types::node::Room;
@@ -187,9 +189,12 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
     let registry = &host.registry;
     match call.request {
         Request::BatchGet(get) => batch_get(host, get, until, once).await,
-        Request::Get(_) | Request::Scan(_) | Request::Write(_) | Request::SplitShard(_) => {
+        Request::Get(_) | Request::Scan(_) | Request::SplitShard(_) => {
             let request = &call.request;
             persist(once, until, || attempt(host, request, until, once)).await
+        }
+        Request::Write(ref write) => {
+            persist_write(host, write.id, &call.request, until, once).await
         }
         Request::Status(query) => Ok(Response::Status(Box::new(host.status(query).await?))),
         Request::TransferLeader(transfer) => {
@@ -326,8 +331,8 @@ async fn ask_replica(
         && request.is_linearizable_read()
         && let Some(leader) = only_leader_reads(host, replica)
     {
-        let left = until.saturating_duration_since(Instant::now());
-        return host.forward(leader, request.clone(), left).await;
+        let answer = while_it_leads(host, replica, leader, request, until).await;
+        return answer.unwrap_or_else(|| Err(led_by_another(replica)));
     }
     match request {
         Request::Get(get) => {
@@ -348,9 +353,17 @@ async fn ask_replica(
             if leads(replica) {
                 host.check_space(replica, write)?;
             }
-            let outcome = replica.write(write.clone()).await;
-            let outcome = outcome.map(|(outcome, answered)| Response::Write(outcome, answered));
-            or_at_leader(host, outcome, request, until, once).await
+            match replica.write(write.clone()).await {
+                Ok((outcome, answered)) => Ok(Response::Write(outcome, answered)),
+                Err(Error::NotLeader {
+                    leader: Some(leader),
+                    ..
+                }) if !once => {
+                    let answer = while_it_leads(host, replica, leader, request, until).await;
+                    answer.unwrap_or_else(|| Err(given_up(write.id, leader)))
+                }
+                Err(error) => Err(error),
+            }
         }
         Request::SplitShard(split) => {
             let outcome = host.split_shard(split.clone()).await;
@@ -388,6 +401,36 @@ fn only_leader_reads(host: &Host, replica: &Replica) -> Option<NodeId> {
             leader.map(|leader| leader.node)
         }
         Leadership::Following { .. } | Leadership::Leading { .. } | Leadership::Failed => None,
+    }
+}
+
+/// The leader's answer; none when the replica here hears of another leader before it comes. One that stands
+/// still answers nobody, and what was sent to it must not wait for longer than its group has waited.
+async fn while_it_leads(
+    host: &Host,
+    replica: &Replica,
+    leader: NodeId,
+    request: &Request,
+    until: Instant,
+) -> Option<Result<Response>> {
+    let left = until.saturating_duration_since(Instant::now());
+    let mut leadership = replica.group().leadership();
+    let another = leadership.wait_for(|now| match now {
+        Leadership::Leading { .. } => true,
+        Leadership::Following { leader: next } => next.is_some_and(|next| next.node != leader),
+        Leadership::Failed => false,
+    });
+    tokio::select! {
+        biased;
+        answer = host.forward(leader, request.clone(), left) => Some(answer),
+        Ok(_) = another => None,
+    }
+}
+
+fn led_by_another(replica: &Replica) -> Error {
+    Error::NotLeader {
+        group: replica.group().id(),
+        leader: None,
     }
 }
 
@@ -465,12 +508,48 @@ where
     }
 }
 
+/// Tries a write until its outcome is known, while there is time: under one id it happens once, however often
+/// it is sent. A refusal behind an attempt that may have happened says nothing about that attempt.
+async fn persist_write(
+    host: &Host,
+    id: RequestId,
+    request: &Request,
+    until: Instant,
+    once: bool,
+) -> Result<Response> {
+    let mut happened = false;
+    loop {
+        let error = match attempt(host, request, until, once).await {
+            Ok(done) => return Ok(done),
+            Err(error) if once => return Err(error),
+            Err(error) => error,
+        };
+        happened |= retry::may_have_happened(&error);
+        let pause = pause_before(error, until);
+        sleep(pause.map_err(|error| retry::final_error(error, id, happened))?).await;
+    }
+}
+
+fn given_up(request: RequestId, leader: NodeId) -> Error {
+    Error::Unknown {
+        request,
+        reason: format!("{leader} does not lead any more and has not answered"),
+    }
+}
+
+/// The pause after an attempt, if there is to be another one: none after one that may have had an effect.
+fn pause_after(error: Error, once: bool, until: Instant) -> Result<Duration> {
+    match once || error.effect() != Effect::None {
+        true => Err(error),
+        false => pause_before(error, until),
+    }
+}
+
 /// The pause before the next attempt. When no time is left for another one, the last refusal is the
 /// answer: it says more than that the deadline passed. Full queues and clocks are the caller's to wait
 /// for.
-fn pause_after(error: Error, once: bool, until: Instant) -> Result<Duration> {
+fn pause_before(error: Error, until: Instant) -> Result<Duration> {
     let pause = match error.advice() {
-        _ if once || error.effect() != Effect::None => return Err(error),
         Advice::Redirect(_) => ATTEMPT_PAUSE,
         Advice::RetryAfter(pause) => pause.clamp(ATTEMPT_PAUSE, ATTEMPT_PAUSE_MAX),
         Advice::Fix | Advice::Stop => return Err(error),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::env::mutant;
@@ -31,6 +32,7 @@ use crate::server::space::is_enough;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::Position;
+use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::node::Identity;
 use crate::types::node::Member;
@@ -53,6 +55,10 @@ use crate::wire::request::Response;
 use crate::wire::request::SplitShard;
 use crate::wire::request::Standing;
 use crate::wire::request::StatusQuery;
+
+/// So long a node that was asked is waited for whatever is heard of its shard: what is heard may be late, and
+/// one that is well mostly answers sooner.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Everything that requests need of a node.
 pub struct Host {
@@ -200,7 +206,12 @@ impl Host {
             // A node that stands still must not use the time of the others up.
             _ => left / 2,
         };
-        let answer = self.forward(target.node, request, deadline).await;
+        let write = request.write_id();
+        let answer = tokio::select! {
+            biased;
+            answer = self.forward(target.node, request, deadline) => answer,
+            () = self.turned_from(target) => Err(given_up(target, write)),
+        };
         match &answer {
             // What was sent on once is written by a leader only.
             Ok(response) => {
@@ -210,6 +221,12 @@ impl Host {
             Err(error) => self.router.refused(target, error),
         }
         answer
+    }
+
+    /// Returns when the node asked has had time to answer and, as far as is known, another is to be asked.
+    async fn turned_from(&self, target: Target) {
+        sleep(ANSWER_PATIENCE).await;
+        self.router.turned_from(target).await;
     }
 
     /// Takes a node into the cluster, or gives the one that is in it already its id once more.
@@ -363,5 +380,14 @@ impl Host {
             shard: shard.map(|replica| replica.reader().row().descriptor.clone()),
             state_hash: None,
         }
+    }
+}
+
+/// Somebody else is to be asked now: the node asked may stand still.
+fn given_up(target: Target, write: Option<RequestId>) -> Error {
+    let reason = format!("{} leads no more and has not answered", target.node);
+    match write {
+        Some(request) => Error::Unknown { request, reason },
+        None => Error::unavailable(target.shard, reason),
     }
 }

@@ -33,6 +33,7 @@ use crate::engine::sled::SledEngine;
 use crate::env::clock::Clock;
 use crate::env::files::DiskFiles;
 use crate::env::files::Files;
+use crate::env::handles;
 use crate::env::rng::Chance;
 use crate::env::tasks::TaskResult;
 use crate::env::tasks::TaskSet;
@@ -182,6 +183,7 @@ impl Default for Machine {
 /// which waits for the other listed nodes. Dropping it half-way is like a crash.
 pub async fn start(options: Options, machine: Machine) -> Result<Running, StartError> {
     options.validate()?;
+    handles::raise();
     metrics::install();
     let files = &machine.files;
     let directory = open_directory(&options, files).await?;

@@ -10,11 +10,24 @@
 //! more entries, and deletes need a majority that is not full. So a follower without room falls behind
 //! and takes nobody with it, and the log never holds a put that no majority can take in front of deletes
 //! that could make room.
+//!
+//! **Deletes do not make puts go again, not soon and maybe never.** What counts is what the file system calls
+//! free. A deleted value is kept for as long as history is (ten minutes, unless set otherwise); then the
+//! engine may use its place in its file again, but the file stays as long as it is, unless it happens to
+//! end in places that are free. How much of the file is free sled does not tell, and what is free is not
+//! all for use: a segment is, when everything in it has been written anew elsewhere, which takes room first.
+//! So it is not counted. Counted, it would let puts in that end in an error which sled cannot bear; not
+//! counted, it refuses some that would have had room. What makes puts go again is room on the disk: a larger
+//! one, other files removed, replicas moved to other nodes (which helps as deletes do, later and maybe). What
+//! deletes are good for on a full disk is that what is put afterwards finds places in the file; each takes a
+//! little room itself, of the reserve.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::membership::Membership;
 use crate::types::NodeId;
 use crate::types::node::Room;
@@ -71,11 +84,21 @@ impl Space {
     /// How much room that is.
     pub fn room(&self) -> Room {
         match self.free_bytes() {
+            _ if mutant::lives(Mutant::ReserveIgnored) => Room::Enough,
             free if free >= self.reserve_bytes => Room::Enough,
             free if free >= self.reserve_bytes / FULL_SHARE => Room::Short,
             _ => Room::Full,
         }
     }
+}
+
+/// The nodes with enough room in the order in which they are asked to lead a group instead of this one:
+/// first those behind the one that was asked last, since that one has not taken the lead.
+pub fn in_turn(mut roomy: Vec<NodeId>, last: Option<NodeId>) -> Vec<NodeId> {
+    roomy.sort();
+    let behind = roomy.partition_point(|node| last.is_some_and(|last| *node <= last));
+    roomy.rotate_left(behind);
+    roomy
 }
 
 /// Whether a majority of the voters has at least so much room. Where no node is known to lack it, those
@@ -117,6 +140,20 @@ mod tests {
         assert_eq!(room(0, 250), Room::Short);
         assert_eq!(room(0, 249), Room::Full);
         assert_eq!(Space::new(0).room(), Room::Enough);
+    }
+
+    #[test]
+    fn one_that_does_not_take_the_lead_is_asked_again_only_after_all_others() {
+        let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let order = |roomy: &[u64], last: Option<u64>| in_turn(nodes(roomy), last.map(NodeId));
+        assert_eq!(order(&[5, 2, 3], None), nodes(&[2, 3, 5]));
+        assert_eq!(order(&[2, 3, 5], Some(2)), nodes(&[3, 5, 2]));
+        assert_eq!(order(&[2, 3, 5], Some(3)), nodes(&[5, 2, 3]));
+        assert_eq!(order(&[2, 3, 5], Some(5)), nodes(&[2, 3, 5]));
+        // The one asked last has no room any more.
+        assert_eq!(order(&[2, 5], Some(3)), nodes(&[5, 2]));
+        assert_eq!(order(&[2], Some(2)), nodes(&[2]));
+        assert_eq!(order(&[], Some(2)), nodes(&[]));
     }
 
     /// One letter for each voter: enough, short, full, not known.

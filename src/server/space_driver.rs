@@ -1,5 +1,6 @@
 //! Looks at the room on the disk, and holds back what there is no room for: see `server/space.rs`.
 
+use std::collections::BTreeMap;
 use std::future::ready;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::node::members::Members;
 use crate::node::registry::Registry;
 use crate::raft::Leadership;
 use crate::server::space::Space;
+use crate::server::space::in_turn;
 use crate::telemetry::metrics;
 use crate::types::GroupId;
 use crate::types::NodeId;
@@ -53,6 +55,7 @@ pub(super) fn watch(
     let (members, channel) = (Arc::clone(members), Arc::clone(channel));
     tasks.spawn("space", move |stop: CancellationToken| async move {
         let mut ticks = interval(LOOK_INTERVAL);
+        let mut asked = BTreeMap::new();
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let (looked, engine, wanted) = (path.clone(), engine.clone(), space.to_set_aside());
             let files = Arc::clone(&files);
@@ -68,8 +71,11 @@ pub(super) fn watch(
             let lacks =
                 |node: &NodeId| channel.room(*node).is_some_and(|room| room != Room::Enough);
             space.found_others(others.iter().any(lacks));
-            if space.room() != Room::Enough {
-                lead_elsewhere(&registry, &channel, here).await;
+            match space.room() {
+                Room::Enough => asked.clear(),
+                Room::Short | Room::Full => {
+                    lead_elsewhere(&registry, &channel, here, &mut asked).await;
+                }
             }
         }
         TaskResult::Ok(())
@@ -77,20 +83,28 @@ pub(super) fn watch(
 }
 
 /// Asks a replica with enough room to lead each shard that this node leads. Where none has, it leads on.
-async fn lead_elsewhere(registry: &Registry, channel: &Arc<dyn Channel>, here: NodeId) {
+/// `asked`: whom it asked last for each group, and whom it asks last now if that one does not take the lead.
+async fn lead_elsewhere(
+    registry: &Registry,
+    channel: &Arc<dyn Channel>,
+    here: NodeId,
+    asked: &mut BTreeMap<GroupId, NodeId>,
+) {
     for group in registry.groups() {
         let leads = matches!(*group.leadership().borrow(), Leadership::Leading { .. });
         if !leads || group.id() == GroupId::Placement {
             continue;
         }
-        let nodes = group.membership().nodes.into_values();
-        let mut roomy =
-            nodes.filter(|node| *node != here && channel.room(*node) == Some(Room::Enough));
-        // Refused when it is no voter, or not up to date: asked again at the next look.
-        if let Some(node) = roomy.next()
-            && group.transfer_leader(Some(node)).await.is_ok()
-        {
-            info!(group = %group.id(), to = %node, "no room here, another is asked to lead");
+        let mut roomy: Vec<NodeId> = group.membership().nodes.into_values().collect();
+        roomy.retain(|node| *node != here && channel.room(*node) == Some(Room::Enough));
+        // One that is no voter cannot be asked at all, so the next one is; one that is not up to date, or
+        // holds back, does not say so, and is seen not to have taken the lead at the next look.
+        for node in in_turn(roomy, asked.get(&group.id()).copied()) {
+            if group.transfer_leader(Some(node)).await.is_ok() {
+                info!(group = %group.id(), to = %node, "no room here, another is asked to lead");
+                asked.insert(group.id(), node);
+                break;
+            }
         }
     }
 }

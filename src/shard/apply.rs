@@ -220,7 +220,8 @@ impl<'e> Applying<'e> {
         let stamped_by_later_leader = term > self.row.ceiling_term;
         // What a leader has closed, within the ceiling, a later one must not write.
         let falls = header.stamp <= self.row.last_stamp && !mutant::lives(Mutant::StampsMayFall);
-        if falls || (stamped_by_later_leader && header.stamp <= self.row.ceiling) {
+        let is_closed = header.stamp <= self.row.ceiling && !mutant::lives(Mutant::CeilingNotKept);
+        if falls || (stamped_by_later_leader && is_closed) {
             return false;
         }
         self.row.last_stamp = header.stamp.plus(command.body.stamps() - 1);
@@ -322,6 +323,9 @@ impl<'e> Applying<'e> {
         }
         let operated = operations.iter().map(Operation::key);
         if let Some(key) = self.elsewhere(operated.chain(conditions.iter().map(Condition::key))) {
+            if mutant::lives(Mutant::SpanningNotKnown) {
+                return Ok(WriteOutcome::Spanning { key });
+            }
             // Remembered, or a delayed repeat could happen once the shards are one again.
             return self.remember(id, first_key, stamp, WriteOutcome::Spanning { key });
         }
@@ -433,6 +437,7 @@ impl<'e> Applying<'e> {
         let (found, resume) = self.live_keys(range, limit.clamp(1, DELETE_RANGE_KEYS_MAX))?;
         // What is behind the shard's end is for the next shard, as another write.
         let is_all_here = self.row.descriptor.range.covers(range);
+        let resume = resume.filter(|_| !mutant::lives(Mutant::RangeEndsEarly));
         let resume = resume.or_else(|| match is_all_here {
             true => None,
             false => self.row.descriptor.range.end.clone(),

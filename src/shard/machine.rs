@@ -234,7 +234,7 @@ impl ShardMachine {
         let row = Row::decode(&row)?;
         let is_quarantined = quarantine::is_marked(engine.as_ref(), replica)?;
         let reader = ShardReader::new(engine, slots, replica, row);
-        if is_quarantined {
+        if is_quarantined && !mutant::lives(Mutant::QuarantineForgotten) {
             reader.quarantine();
         }
         Ok(Some(ShardMachine {

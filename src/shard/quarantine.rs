@@ -3,7 +3,8 @@
 //! Such a replica answers nobody any more: what it would say may be wrong. It goes on as a member of its
 //! group, whose log it holds and whose votes it gives, until the group has removed it; then a new replica
 //! takes its place, which is filled by the others. The mark in the engine stays until that one is there, so
-//! that neither a restart nor the death of a leader leaves it half-way.
+//! that neither a restart nor the death of a leader leaves it half-way. What is split off it has its state, and
+//! is quarantined from its birth on.
 
 use crate::codec::layout;
 use crate::codec::value;

@@ -16,6 +16,8 @@ use sha2::Digest;
 use sha2::Sha256;
 
 use crate::engine::Engine;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::error::Error;
 use crate::machine::Applied;
 use crate::machine::MachineError;
@@ -74,7 +76,7 @@ pub enum ReadError {
         bytes_max: usize,
     },
     /// The replica is not as the others of its shard are: what it would say may be wrong.
-    #[error("the replica here is quarantined: it differs from the others, and is being rebuilt")]
+    #[error("the replica here is quarantined: it is not as the others are, and is being rebuilt")]
     Quarantined,
     /// The replica was destroyed: its keys are being cleared.
     #[error("the replica is not here any more")]
@@ -342,11 +344,11 @@ impl ShardReader {
             if self.is_quarantined() {
                 return Err(ReadError::Quarantined);
             }
-            if self.ended.load(Ordering::SeqCst) {
+            if self.ended.load(Ordering::SeqCst) && !mutant::lives(Mutant::EndedReplicaReads) {
                 return Err(ReadError::Ended);
             }
             let after = self.row();
-            if is_same_ground(&row, &after, at) {
+            if is_same_ground(&row, &after, at) || mutant::lives(Mutant::ReadLooksOnce) {
                 let value = value?;
                 return Ok(ReadAt { value, as_of: at });
             }
@@ -425,4 +427,76 @@ fn is_same_ground(before: &Row, after: &Row, as_of: Timestamp) -> bool {
     before.descriptor.range == after.descriptor.range
         && before.pieces == after.pieces
         && as_of >= after.floors.history
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::codec::layout::Slot;
+    use crate::engine::MemoryEngine;
+    use crate::shard;
+    use crate::shard::Seed;
+    use crate::shard::ShardMachine;
+    use crate::types::ShardId;
+    use crate::types::shard::Epoch;
+
+    const REPLICA: ReplicaId = ReplicaId(1);
+
+    fn reader() -> ShardReader {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let slots = Slots::open(Arc::clone(&engine)).unwrap();
+        let descriptor = ShardDescriptor {
+            id: ShardId(1),
+            range: KeyRange::ALL,
+            epoch: Epoch::default(),
+            replicas: Vec::new(),
+        };
+        let seed = Seed::new(descriptor, Applied::default());
+        shard::seed(&engine, &slots, REPLICA, seed).unwrap();
+        let machine = ShardMachine::open(engine, slots, REPLICA, Arc::new(|_| false));
+        machine.unwrap().unwrap().reader()
+    }
+
+    /// How often "m" was read when it is answered, if the row changes in this way during the first read.
+    fn reads(change: impl Fn(&ShardReader, &mut Row)) -> Result<u32, ReadError> {
+        let reader = reader();
+        let reads = Cell::new(0);
+        let inside = |row: &Row| row.descriptor.range.contains(b"m");
+        let read = reader.settled(None, inside, |row, _| {
+            reads.set(reads.get() + 1);
+            if reads.get() == 1 {
+                let mut row = row.clone();
+                change(&reader, &mut row);
+                reader.publish(row, Vec::new());
+            }
+            Ok(reads.get())
+        });
+        read.map(|read| read.value)
+    }
+
+    #[test]
+    fn what_was_read_while_the_ground_changed_is_thrown_away() {
+        let stamp = Timestamp::from_wall(5);
+        assert!(matches!(reads(|_, row| row.last_stamp = stamp), Ok(1)));
+        // A snapshot was installed.
+        assert!(matches!(
+            reads(|_, row| row.pieces[0].slot = Slot(99)),
+            Ok(2)
+        ));
+        // What was in force at the stamp of the read may be collected.
+        let collected = reads(|_, row| {
+            row.last_stamp = stamp;
+            row.floors.history = stamp;
+        });
+        assert!(matches!(collected, Ok(2)));
+        // The key has gone to a shard that was split off.
+        let split = reads(|_, row| row.descriptor.range.end = Some(Key::from_static(b"m")));
+        assert!(matches!(split, Err(ReadError::OutOfBounds { .. })));
+        let ended = reads(|reader, _| reader.slots.end(REPLICA));
+        assert!(matches!(ended, Err(ReadError::Ended)));
+        let quarantined = reads(|reader, _| reader.quarantine());
+        assert!(matches!(quarantined, Err(ReadError::Quarantined)));
+    }
 }

@@ -94,7 +94,9 @@ impl Slots {
         if !mutant::lives(Mutant::SlotGivenTwice) {
             batch.put(layout::next_slot(), (slot.0 + 1).to_be_bytes().to_vec());
         }
-        put_on_clear_list(&mut batch, &whole(slot));
+        if !mutant::lives(Mutant::FilledUnlisted) {
+            put_on_clear_list(&mut batch, &whole(slot));
+        }
         self.engine.write(batch)?;
         state.next += 1;
         let guard = state.guard();
@@ -150,7 +152,8 @@ impl Slots {
         let overlapping = state
             .pins
             .values()
-            .filter(|(pieces, _)| pieces.iter().any(|held| held.overlaps(piece)));
+            .filter(|(pieces, _)| pieces.iter().any(|held| held.overlaps(piece)))
+            .filter(|_| !mutant::lives(Mutant::PinsIgnored));
         overlapping.map(|(_, floors)| *floors).reduce(Floors::min)
     }
 

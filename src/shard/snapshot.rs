@@ -57,6 +57,7 @@ impl Count {
 
 /// The outgoing end.
 pub(crate) struct Source {
+    reader: ShardReader,
     walk: Walk,
     writer: FrameWriter,
     ready: VecDeque<Pair>,
@@ -73,6 +74,7 @@ enum Stage {
 impl Source {
     pub(crate) fn new(reader: &ShardReader) -> Source {
         Source {
+            reader: reader.clone(),
             walk: Walk::begin(reader),
             writer: FrameWriter::default(),
             ready: VecDeque::new(),
@@ -111,6 +113,10 @@ impl SnapshotSource for Source {
     }
 
     fn next(&mut self) -> Result<Option<Bytes>, MachineError> {
+        // It may lead for a moment yet, and must fill no other replica with what it has.
+        if self.reader.is_quarantined() {
+            return Err(MachineError("the replica is quarantined".to_owned()));
+        }
         match self.stage {
             Stage::Head => {
                 self.stage = Stage::Pairs;

@@ -17,6 +17,8 @@ use crate::codec::layout::Place;
 use crate::codec::layout::Slot;
 use crate::engine::Engine;
 use crate::engine::Pair;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::machine::MachineError;
 use crate::mvcc::Floors;
 use crate::mvcc::version::Header;
@@ -258,7 +260,8 @@ impl Walk {
         let stamp = header.author.stamp;
         // Read as the newest and, moved meanwhile, in history again.
         let is_known = run.last == Some(stamp);
-        if run.settled || is_known || stamp > self.row.last_stamp {
+        let is_later = stamp > self.row.last_stamp && !mutant::lives(Mutant::SnapshotRunsAhead);
+        if run.settled || is_known || is_later {
             return Ok(());
         }
         run.settled = stamp <= self.row.floors.history;

@@ -40,6 +40,7 @@ const REPLICAS_COMPARED: &str = "quorate_replica_comparisons_total";
 const REPLICAS_DIFFER: &str = "quorate_replica_differences_total";
 const REPLICAS_QUARANTINED: &str = "quorate_replicas_quarantined_count";
 const QUARANTINES: &str = "quorate_quarantines_total";
+const REBUILDS_STUCK: &str = "quorate_rebuilds_stuck_count";
 const SCRUBBED: &str = "quorate_scrubbed_bytes_total";
 const FREE_SPACE: &str = "quorate_free_space_bytes";
 const BUILD_INFO: &str = "quorate_build_info";
@@ -202,6 +203,12 @@ const DECLARED: &[Declared] = &[
         Kind::Gauge,
         Unit::Count,
         "Replicas of this node that are out of service and not rebuilt yet. Alert when it stays above 0.",
+    ),
+    Declared(
+        REBUILDS_STUCK,
+        Kind::Gauge,
+        Unit::Count,
+        "Replicas of this node that are out of service and whose rebuilding fails again and again. Alert when it is above 0: the node's log says why.",
     ),
     Declared(
         SCRUBBED,
@@ -559,6 +566,11 @@ pub fn replica_quarantined() {
 /// How many replicas of this node are out of service and not rebuilt.
 pub fn replicas_quarantined(count: usize) {
     metrics::gauge!(REPLICAS_QUARANTINED).set(count as f64);
+}
+
+/// How many of them could not be rebuilt at the last attempts.
+pub fn rebuilds_stuck(count: usize) {
+    metrics::gauge!(REBUILDS_STUCK).set(count as f64);
 }
 
 /// So many bytes of stored state were read to compare replicas.

@@ -10,4 +10,5 @@ pub mod mix;
 pub mod relay;
 pub mod processes;
 pub mod disk;
+pub mod decoders;
 pub mod chaos;

@@ -175,6 +175,11 @@ impl Processes {
         self.nodes.len()
     }
 
+    /// The node's process, if it was started.
+    pub fn pid(&self, node: usize) -> Option<u32> {
+        self.nodes[node].child.as_ref().map(Child::id)
+    }
+
     /// Where the node serves clients.
     pub fn client_address(&self, node: usize) -> String {
         self.nodes[node].address(self.nodes[node].ports.client)

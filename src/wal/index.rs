@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::types::Position;
 use crate::types::log::LogEntry;
 use crate::types::log::Vote;
@@ -166,12 +168,15 @@ impl Index {
         match record {
             Record::Mark { .. } => {}
             Record::Entries(entries) => {
-                if let Some(first) = entries.first() {
-                    self.remove_from(first.position.index, live);
+                self.remove_behind(entries, live);
+                self.place(entries, location, live);
+            }
+            Record::CopiedEntries(entries) => {
+                if mutant::lives(Mutant::CopiesTruncate) {
+                    self.remove_behind(entries, live);
                 }
                 self.place(entries, location, live);
             }
-            Record::CopiedEntries(entries) => self.place(entries, location, live),
             Record::Vote(vote) => self.set_vote(*vote, location, live),
             Record::Truncate(None) => self.remove_from(0, live),
             Record::Truncate(Some(last)) => self.remove_from(last.index.saturating_add(1), live),
@@ -202,12 +207,14 @@ impl Index {
         if self.born.is_none() {
             return Err("it has records and was never born".to_string());
         }
-        let mut expected = self.purged().map(|purged| purged.index + 1);
+        let mut last = self.purged().map(|purged| purged.index);
         for index in self.entries.keys() {
+            // Behind the highest number there is none, and none is needed.
+            let expected = last.and_then(|last| last.checked_add(1));
             if let Some(expected) = expected.filter(|expected| expected != index) {
                 return Err(format!("entry {expected} is missing before entry {index}"));
             }
-            expected = Some(index + 1);
+            last = Some(*index);
         }
         Ok(())
     }
@@ -229,6 +236,13 @@ impl Index {
             if let Some(old) = self.entries.insert(index, slot) {
                 live.take(old.location.segment, old.bytes);
             }
+        }
+    }
+
+    /// Removes what stood where these entries come to stand, and all behind that.
+    fn remove_behind(&mut self, entries: &[LogEntry], live: &mut Live) {
+        if let Some(first) = entries.first() {
+            self.remove_from(first.position.index, live);
         }
     }
 

@@ -115,7 +115,8 @@ impl Recovered {
         };
         let offset = reader.offset;
         // A later write would have begun only after this place was synced.
-        if let Some(mark) = find_mark(&reader.rest(), reader.place()) {
+        let is_trusted = |_: &_| !mutant::lives(Mutant::CorruptionCutOff);
+        if let Some(mark) = find_mark(&reader.rest(), reader.place()).filter(is_trusted) {
             let reason = damage.map_or("no record".to_string(), |damage| damage.reason);
             let reason = format!("{reason}; a write at {mark} shows that it was synced");
             return Err(Damaged::new(offset, reason));

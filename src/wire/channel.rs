@@ -47,6 +47,7 @@ use crate::wire::identity::FORWARDED_HEADER;
 use crate::wire::identity::IdentityCell;
 use crate::wire::lane::Lane;
 use crate::wire::lane::MESSAGE_BYTES_MAX;
+use crate::wire::lane::Watch;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::cluster_client::ClusterClient;
 use crate::wire::proto::v1::kv_client::KvClient;
@@ -133,7 +134,8 @@ impl Channel for GrpcChannel {
         if addresses.len() >= ADDRESSES_MAX {
             addresses.retain(|_, peer| Arc::strong_count(peer) > 1);
         }
-        let peer = Arc::new(Peer::new(address, address.to_owned(), None));
+        let what = address.to_owned();
+        let peer = Arc::new(Peer::new(address, what, None, &self.shared.speaker));
         addresses.insert(address.to_owned(), peer.clone());
         Arc::new(Remote(Target::Address(peer)))
     }
@@ -153,7 +155,7 @@ impl Channel for GrpcChannel {
             Speaker::Client => &member.client_address,
         };
         let what = format!("{} at {address}", member.id);
-        let peer = Peer::new(&address.clone(), what, Some(member.clone()));
+        let peer = Peer::new(address, what, Some(member.clone()), &self.shared.speaker);
         nodes.insert(member.id, Arc::new(peer));
     }
 
@@ -181,12 +183,16 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(address: &str, what: String, member: Option<Member>) -> Peer {
-        let lane = |quiet| Arc::new(Lane::new(address, &what, quiet));
+    fn new(address: &str, what: String, member: Option<Member>, speaker: &Speaker) -> Peer {
+        let lane = |watch| Arc::new(Lane::new(address, &what, watch));
+        let (watch, quiet) = match speaker {
+            Speaker::Node(_) => (Watch::NODE, Watch::QUIET),
+            Speaker::Client => (Watch::CLIENT, Watch::CLIENT),
+        };
         Peer {
-            bulk: lane(false),
-            beat: lane(false),
-            snapshot: lane(true),
+            bulk: lane(watch),
+            beat: lane(watch),
+            snapshot: lane(quiet),
             what: what.as_str().into(),
             member,
             carriers: Carriers::default(),

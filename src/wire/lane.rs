@@ -22,10 +22,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// A refused connect costs little, so that a node that starts slowly is still found quickly.
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
-/// A dead peer is noticed within this and the next.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(1_000);
-/// Longer than a busy node needs to answer a ping.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// Bytes of one stream under way without being acknowledged: a large append at once.
 pub const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Bytes of one connection under way without being acknowledged.
@@ -33,6 +29,40 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 /// Largest message between nodes and from a node to a client: a message of frames with one of the
 /// largest size fits.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How closely a connection is watched: a peer that is silent is asked whether it is there, and is dead when
+/// it does not say so. It says so while its requests take their time, so that slow is not taken for dead.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch {
+    /// After so much silence it is asked.
+    interval: Duration,
+    /// So long it may take to answer.
+    timeout: Duration,
+    /// Whether it is asked while nobody waits for it.
+    idle: bool,
+}
+
+impl Watch {
+    /// Between nodes. The timeout is longer than a busy node needs: what breaks here are the streams of all
+    /// groups, and whether the other is alive Raft finds out sooner.
+    pub const NODE: Watch = Watch {
+        interval: Duration::from_millis(1_000),
+        timeout: Duration::from_millis(2_000),
+        idle: true,
+    };
+    /// The same, for connections that are mostly not used.
+    pub const QUIET: Watch = Watch {
+        idle: false,
+        ..Watch::NODE
+    };
+    /// From a client to a node. A client that waits for a node which stands still waits for nothing, however
+    /// soon the others elect another leader; and asking another node, under the same id, does no harm.
+    pub const CLIENT: Watch = Watch {
+        interval: Duration::from_millis(250),
+        timeout: Duration::from_millis(500),
+        idle: false,
+    };
+}
 
 /// A connection that is made when needed.
 #[derive(Debug)]
@@ -67,10 +97,10 @@ struct Refusal {
 }
 
 impl Lane {
-    /// A lane to `host:port`. `what` names it in errors. `quiet` ones are not watched while idle.
-    pub fn new(address: &str, what: &str, quiet: bool) -> Lane {
+    /// A lane to `host:port`. `what` names it in errors.
+    pub fn new(address: &str, what: &str, watch: Watch) -> Lane {
         Lane {
-            endpoint: endpoint(address, quiet),
+            endpoint: endpoint(address, watch),
             what: what.to_owned(),
             state: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
@@ -167,7 +197,7 @@ impl Lane {
     }
 }
 
-fn endpoint(address: &str, quiet: bool) -> Result<Endpoint> {
+fn endpoint(address: &str, watch: Watch) -> Result<Endpoint> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
     let endpoint = endpoint.map_err(|error| {
         Error::invalid(
@@ -178,9 +208,9 @@ fn endpoint(address: &str, quiet: bool) -> Result<Endpoint> {
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(!quiet)
+        .http2_keep_alive_interval(watch.interval)
+        .keep_alive_timeout(watch.timeout)
+        .keep_alive_while_idle(watch.idle)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }

@@ -11,6 +11,8 @@
 )]
 pub mod v1 {
     tonic::include_proto!("quorate.v1");
+    // The service between nodes, whose messages have a checksum.
+    include!(concat!(env!("OUT_DIR"), "/between-nodes/quorate.v1.rs"));
 }
 
 /// The description of every message and service, for server reflection.

@@ -312,6 +312,8 @@ pub enum Checked {
     Chains(Vec<Link>),
     /// To [`Check::Portion`].
     Portion(u64),
+    /// To [`Check::Portion`]: it cannot read what it has stored.
+    Unreadable,
     /// It serves nothing; to any of them.
     Quarantined,
 }

@@ -415,6 +415,7 @@ fn boot(
     let engine: Arc<dyn Engine> = Arc::new(SteppedEngine {
         engine: Arc::clone(&seat.engine),
         steps: Arc::clone(steps),
+        flush_ms: 0,
     });
     let ending = Ending {
         steps: Arc::clone(steps),

@@ -16,6 +16,7 @@ use quorate::engine::EngineError;
 use quorate::engine::MemoryEngine;
 use quorate::env::files::File;
 use quorate::env::files::Files;
+use quorate::env::rng::Chance;
 use quorate::testkit::disk::CrashDisk;
 use tokio_util::sync::CancellationToken;
 
@@ -110,6 +111,8 @@ fn over() -> EngineError {
 pub struct SteppedEngine {
     pub engine: Arc<MemoryEngine>,
     pub steps: Arc<Steps>,
+    /// How long a flush goes on at most, for a simulation.
+    pub flush_ms: u64,
 }
 
 impl Engine for SteppedEngine {
@@ -136,6 +139,10 @@ impl Engine for SteppedEngine {
     fn flush(&self) -> Result<(), EngineError> {
         let flushed = self.steps.take(|| self.engine.flush());
         flushed.ok_or_else(over)?
+    }
+
+    fn busy(&self) -> Duration {
+        Duration::from_millis(Chance.below(self.flush_ms + 1))
     }
 }
 

@@ -35,6 +35,7 @@ use tokio::time::Instant;
 
 use crate::fault::Crash;
 use crate::fault::Plan;
+use crate::fault::Sizes;
 use crate::net::Net;
 use crate::net::Reached;
 use crate::steps::SteppedEngine;
@@ -53,7 +54,7 @@ const REPAIR: Duration = Duration::from_millis(700);
 pub struct Cluster {
     pub net: Arc<Net>,
     seats: Vec<Seat>,
-    entries_kept: u64,
+    sizes: Sizes,
     trace: Trace,
 }
 
@@ -111,7 +112,7 @@ impl Cluster {
         Cluster {
             net,
             seats: seats.collect(),
-            entries_kept: plan.entries_kept,
+            sizes: plan.sizes,
             trace,
         }
     }
@@ -125,7 +126,7 @@ impl Cluster {
     pub fn start(&mut self, id: NodeId) {
         let founders: Vec<Founder> = self.seats.iter().map(|seat| founder(seat.id)).collect();
         let channel = self.net.channel(id);
-        let entries_kept = self.entries_kept;
+        let sizes = self.sizes;
         let seat = self.seat(id);
         if seat.node.is_some() {
             return;
@@ -139,7 +140,7 @@ impl Cluster {
             failure: Arc::clone(&failure),
         };
         let fail = fails(&node);
-        let assembly = match seat.assembly(founders, channel, &node, entries_kept) {
+        let assembly = match seat.assembly(founders, channel, &node, sizes) {
             Ok(assembly) => assembly,
             Err(error) => return seat.stay_down(&error.to_string()),
         };
@@ -346,11 +347,12 @@ impl Seat {
         founders: Vec<Founder>,
         channel: Arc<dyn Channel>,
         node: &Node,
-        entries_kept: u64,
+        sizes: Sizes,
     ) -> std::io::Result<Assembly> {
         let engine: Arc<dyn Engine> = Arc::new(SteppedEngine {
             engine: Arc::clone(&self.engine),
             steps: Arc::clone(&node.steps),
+            flush_ms: sizes.flush_ms,
         });
         let files = Arc::new(SteppedFiles {
             disk: self.disk.clone(),
@@ -394,12 +396,12 @@ impl Seat {
                 clock: self.clock.clone(),
                 channel,
                 wal: wal::Options {
-                    segment_bytes: 64 * 1024,
+                    segment_bytes: sizes.segment_bytes,
                     spare_segments: 1,
                     ..wal::Options::default()
                 },
                 raft: raft::Options {
-                    entries_kept,
+                    entries_kept: sizes.entries_kept,
                     bytes_kept: 16 * 1024,
                     ..raft::Options::default()
                 },

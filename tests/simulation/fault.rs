@@ -3,6 +3,7 @@
 use std::fmt;
 
 use quorate::env::rng::Seeded;
+use quorate::wal::SEGMENT_BYTES_MIN;
 
 /// One run: how many nodes, and what happens to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,10 +12,21 @@ pub struct Plan {
     pub nodes: u64,
     /// Of the clocks: how fast each gains, in millionths.
     pub drifts_ppm: Vec<i64>,
-    /// Entries that stay in a log behind a checkpoint: few or none, so that followers need snapshots.
-    pub entries_kept: u64,
+    /// Of the nodes.
+    pub sizes: Sizes,
     /// In the order of time.
     pub faults: Vec<Fault>,
+}
+
+/// How small and how slow the nodes are, so that what takes hours elsewhere happens in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Entries that stay in a log behind a checkpoint: few or none, so that followers need snapshots.
+    pub entries_kept: u64,
+    /// Length of a segment of the log: short, so that what still counts is copied forward out of the oldest.
+    pub segment_bytes: u64,
+    /// How long a flush of the engine goes on at most: others write meanwhile.
+    pub flush_ms: u64,
 }
 
 /// Something that happens at a time.
@@ -40,10 +52,11 @@ pub enum What {
     Pause { node: u64, for_ms: u64 },
     /// In these directions nothing arrives for a while.
     Cut { links: Vec<(u64, u64)>, for_ms: u64 },
-    /// A node's links are slow for a while.
+    /// A node's links are slow for a while: all, or those to other nodes alone.
     Slow {
         node: u64,
         delay_ms: u64,
+        clients: bool,
         for_ms: u64,
     },
     /// Messages between nodes are lost and doubled for a while.
@@ -118,7 +131,12 @@ impl Plan {
         Plan {
             nodes,
             drifts_ppm,
-            entries_kept: [0, 20, 20, 200][chance.below(4) as usize],
+            sizes: Sizes {
+                entries_kept: [0, 0, 20, 200][chance.below(4) as usize],
+                segment_bytes: [SEGMENT_BYTES_MIN, SEGMENT_BYTES_MIN, 64 * 1024]
+                    [chance.below(3) as usize],
+                flush_ms: [0, 30, 400][chance.below(3) as usize],
+            },
             faults,
         }
     }
@@ -154,6 +172,7 @@ fn what(chance: &mut Seeded, kind: u64, nodes: u64) -> What {
         6 => What::Slow {
             node,
             delay_ms: 1 + chance.below(400),
+            clients: chance.below(2) == 0,
             for_ms,
         },
         7 => What::Lossy {

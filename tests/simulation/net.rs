@@ -60,12 +60,21 @@ const SILENCE_MAX_MS: u64 = 1_500;
 pub struct Weather {
     /// Directions in which nothing arrives.
     pub cut: BTreeSet<(NodeId, NodeId)>,
-    /// Nodes behind a slow link, and how slow in milliseconds at most.
-    pub slow: BTreeMap<NodeId, u64>,
+    /// Nodes behind a slow link.
+    pub slow: BTreeMap<NodeId, Slow>,
     /// Of a thousand messages so many are lost.
     pub lost_per_mille: u64,
     /// Of a thousand calls between nodes so many arrive twice.
     pub doubled_per_mille: u64,
+}
+
+/// A slow link.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Slow {
+    /// How slow in milliseconds at most.
+    pub delay_ms: u64,
+    /// Whether clients wait for it, too: near ones reach a node that hears late of what the others do.
+    pub clients: bool,
 }
 
 /// A node as the others reach it.
@@ -130,6 +139,7 @@ impl Net {
     fn fate(&self, from: NodeId, to: NodeId) -> Fate {
         let state = self.state();
         let weather = &state.weather;
+        let between_nodes = from != CLIENTS && to != CLIENTS;
         let silence = || Fate::Lost(Duration::from_millis(Chance.below(SILENCE_MAX_MS)));
         if weather.cut.contains(&(from, to)) {
             return silence();
@@ -137,8 +147,10 @@ impl Net {
         if Chance.below(1_000) < weather.lost_per_mille {
             return silence();
         }
-        let slow = [from, to].map(|node| weather.slow.get(&node).copied().unwrap_or(0));
-        let slowest = slow.into_iter().max().unwrap_or(0);
+        let links = [from, to].map(|node| weather.slow.get(&node));
+        let slow = links.into_iter().flatten();
+        let felt = slow.filter(|slow| between_nodes || slow.clients);
+        let slowest = felt.map(|slow| slow.delay_ms).max().unwrap_or(0);
         // Mostly quick, now and then not. Never at once: who tries again at once would stop the time.
         let usual = match Chance.below(20) {
             0 => 1 + Chance.below(20),

@@ -257,9 +257,15 @@ impl Run {
                     known.busy_ms = known.busy_ms.max(*busy_ms);
                 }
                 What::Cut { links, .. } => weather.cut.extend(pairs(links)),
-                What::Slow { node, delay_ms, .. } => {
+                What::Slow {
+                    node,
+                    delay_ms,
+                    clients,
+                    ..
+                } => {
                     let known = weather.slow.entry(NodeId(*node)).or_default();
-                    *known = (*known).max(*delay_ms);
+                    known.delay_ms = known.delay_ms.max(*delay_ms);
+                    known.clients |= clients;
                 }
                 What::Lossy {
                     lost_per_mille,

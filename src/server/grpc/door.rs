@@ -37,7 +37,7 @@ const DEADLINE_MAX: Duration = Duration::from_secs(3_600);
 /// it is our answer, with the request's id, that arrives. For short deadlines an eighth of them.
 const MARGIN_MAX: Duration = Duration::from_millis(200);
 /// When a full node is to be asked again: some hundred requests end in this time.
-const OVERLOADED_RETRY: Duration = Duration::from_millis(25);
+pub(super) const OVERLOADED_RETRY: Duration = Duration::from_millis(25);
 /// Different refusals of other nodes that are logged. Full: further ones are not.
 const REFUSALS_LOGGED_MAX: usize = 256;
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream;
 use futures::stream::BoxStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Request;
 use tonic::Response;
@@ -17,6 +19,7 @@ use crate::error::Result;
 use crate::server::grpc::door::DEADLINE_DEFAULT;
 use crate::server::grpc::door::Door;
 use crate::server::grpc::door::Entered;
+use crate::server::grpc::door::OVERLOADED_RETRY;
 use crate::server::grpc::door::unexpected;
 use crate::types::ClusterId;
 use crate::types::RequestId;
@@ -42,12 +45,13 @@ pub const PAGE_BYTES_MAX: u32 = 256 * 1024;
 /// Answers `Kv`.
 pub struct KvDoor {
     door: Arc<Door>,
+    scans: Arc<Semaphore>,
 }
 
 impl KvDoor {
-    /// Behind this door.
-    pub fn new(door: Arc<Door>) -> KvDoor {
-        KvDoor { door }
+    /// Behind this door; `scans` has a place for each that may be open.
+    pub fn new(door: Arc<Door>, scans: Arc<Semaphore>) -> KvDoor {
+        KvDoor { door, scans }
     }
 
     async fn write(
@@ -184,6 +188,12 @@ impl Kv for KvDoor {
     ) -> Result<Response<Self::ScanStream>, Status> {
         let entered = self.door.enter(request.metadata())?;
         let (whole, cluster) = kv::scan_of(request.into_inner()).map_err(refused)?;
+        let Ok(open) = self.scans.clone().try_acquire_owned() else {
+            return Err(refused(Error::Overloaded {
+                queue: "scans open".to_owned(),
+                retry_after: OVERLOADED_RETRY,
+            }));
+        };
         let pages = Pages {
             door: self.door.clone(),
             entered,
@@ -192,6 +202,7 @@ impl Kv for KvDoor {
                 .and_then(|deadline| Instant::now().checked_add(deadline)),
             cluster,
             left: Some(whole),
+            _open: open,
         };
         Ok(Response::new(stream::unfold(pages, Pages::next).boxed()))
     }
@@ -205,6 +216,7 @@ struct Pages {
     cluster: Option<ClusterId>,
     /// What is still to be read; `None` when all is, or after an error.
     left: Option<WholeScan>,
+    _open: OwnedSemaphorePermit,
 }
 
 impl Pages {

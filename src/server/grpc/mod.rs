@@ -2,6 +2,7 @@
 //! to the node's [`Service`], and turn its answer into a message.
 
 pub mod accept;
+pub mod inflow;
 pub mod door;
 pub mod kv;
 pub mod cluster;
@@ -21,11 +22,13 @@ use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::env::handles;
 use crate::error::Error;
 use crate::error::Result;
 use crate::server::grpc::accept::Sockets;
 use crate::server::grpc::door::Door;
 use crate::server::grpc::door::Guard;
+use crate::server::grpc::inflow::Inflow;
 use crate::types::RequestId;
 use crate::wire::identity::IdentityCell;
 use crate::wire::lane::CONNECTION_WINDOW_BYTES;
@@ -42,6 +45,15 @@ use crate::wire::request::Service;
 /// Requests of clients in work on one node, its own and those sent on to it. Full: refused with
 /// `RESOURCE_EXHAUSTED` and a time to wait; nothing was done.
 pub const REQUESTS_IN_WORK_MAX: usize = 4_096;
+
+/// Scans open on one node. A reader that takes nothing holds a portion, and as much again or more in the
+/// library. Full: refused with `RESOURCE_EXHAUSTED` and a time to wait.
+pub const SCANS_OPEN_MAX: usize = 256;
+
+/// Connections of clients. Full: further ones are closed at once.
+const CLIENTS_MAX: usize = 1_024;
+/// Connections of nodes, each of which makes three.
+const NODES_MAX: usize = 1_024;
 
 /// Calls open on one connection. Full: the client's library holds further ones back.
 const CALLS_PER_CLIENT_MAX: u32 = 1_024;
@@ -72,6 +84,7 @@ pub struct Doors {
     service: Arc<dyn Service>,
     new_request_id: Arc<dyn Fn() -> RequestId + Send + Sync>,
     in_work: Arc<Semaphore>,
+    scans: Arc<Semaphore>,
 }
 
 /// When a door closes: no more connections are taken and no more requests on those there are; what is
@@ -103,6 +116,7 @@ impl Doors {
             service,
             new_request_id: Arc::new(new_request_id),
             in_work: Arc::new(Semaphore::new(requests_in_work_max)),
+            scans: Arc::new(Semaphore::new(SCANS_OPEN_MAX)),
         }
     }
 
@@ -115,24 +129,29 @@ impl Doors {
         stop: Stop,
     ) -> Result<()> {
         let door = Arc::new(self.door(Guard::Clients));
+        let room = Inflow::new();
         let (reporter, health) = tonic_health::server::health_reporter();
         let router = server(CALLS_PER_CLIENT_MAX)
             .add_service(
-                KvServer::new(kv::KvDoor::new(door.clone()))
-                    .max_decoding_message_size(CLIENT_MESSAGE_BYTES_MAX),
+                room.bound(
+                    KvServer::new(kv::KvDoor::new(door.clone(), self.scans.clone()))
+                        .max_decoding_message_size(CLIENT_MESSAGE_BYTES_MAX),
+                ),
             )
-            .add_service(ClusterServer::new(cluster::ClusterDoor::new(door.clone())))
-            .add_service(PlacementServer::new(placement::PlacementDoor::new(
-                door,
-                stop.token.clone(),
-            )))
-            .add_service(health)
-            .add_service(reflection().build_v1().map_err(failed)?)
-            .add_service(reflection().build_v1alpha().map_err(failed)?);
+            .add_service(room.bound(ClusterServer::new(cluster::ClusterDoor::new(door.clone()))))
+            .add_service(
+                room.bound(PlacementServer::new(placement::PlacementDoor::new(
+                    door,
+                    stop.token.clone(),
+                ))),
+            )
+            .add_service(room.bound(health))
+            .add_service(room.bound(reflection().build_v1().map_err(failed)?))
+            .add_service(room.bound(reflection().build_v1alpha().map_err(failed)?));
         let follow = follow_readiness(reporter, ready);
         tokio::select! {
             biased;
-            served = serve(router, listener, stop) => served,
+            served = serve(router, listener, stop, CLIENTS_MAX) => served,
             never = follow => match never {},
         }
     }
@@ -148,20 +167,26 @@ impl Doors {
     ) -> Result<()> {
         let door = Arc::new(self.door(Guard::Nodes(identity)));
         let transport = transport::TransportDoor::new(door.clone(), stop.token.clone());
+        // Apart, so that calls that are sent on never take the room of the log.
+        let (log, room) = (Inflow::new(), Inflow::new());
         let router = server(CALLS_PER_NODE_MAX)
-            .add_service(
+            .add_service(log.bound(
                 TransportServer::new(transport).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            )
+            ))
             .add_service(
-                KvServer::new(kv::KvDoor::new(door.clone()))
-                    .max_decoding_message_size(MESSAGE_BYTES_MAX),
+                room.bound(
+                    KvServer::new(kv::KvDoor::new(door.clone(), self.scans.clone()))
+                        .max_decoding_message_size(MESSAGE_BYTES_MAX),
+                ),
             )
-            .add_service(ClusterServer::new(cluster::ClusterDoor::new(door.clone())))
-            .add_service(PlacementServer::new(placement::PlacementDoor::new(
-                door,
-                stop.token.clone(),
-            )));
-        serve(router, listener, stop).await
+            .add_service(room.bound(ClusterServer::new(cluster::ClusterDoor::new(door.clone()))))
+            .add_service(
+                room.bound(PlacementServer::new(placement::PlacementDoor::new(
+                    door,
+                    stop.token.clone(),
+                ))),
+            );
+        serve(router, listener, stop, NODES_MAX).await
     }
 
     fn door(&self, guard: Guard) -> Door {
@@ -189,8 +214,15 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-async fn serve(router: Router, listener: TcpListener, stop: Stop) -> Result<()> {
-    let sockets = Sockets::default();
+async fn serve(
+    router: Router,
+    listener: TcpListener,
+    stop: Stop,
+    connections_max: usize,
+) -> Result<()> {
+    // Each holds two handles, and half of all are for the log and the engine.
+    let handles = usize::try_from(handles::max()).unwrap_or(usize::MAX);
+    let sockets = Sockets::with_limit(connections_max.min(handles / 8));
     let closing = stop.token.clone().cancelled_owned();
     let incoming = accept::incoming(listener, sockets.clone());
     let serving = router.serve_with_incoming_shutdown(incoming, closing);

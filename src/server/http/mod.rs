@@ -4,6 +4,8 @@
 //! leader makes an outage longer. `/readyz` fails while any check fails, with the failing ones in the
 //! body; `?verbose` lists all, `?exclude=name` leaves one out.
 
+pub mod accept;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::future::IntoFuture;
@@ -20,6 +22,7 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use crate::server::http::accept::Few;
 use crate::telemetry::metrics;
 
 /// At 50,000 requests per second, less than ten megabytes of samples wait.
@@ -54,7 +57,7 @@ pub async fn serve(
     checks: Arc<dyn Checks>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let server = axum::serve(listener, router(checks)).with_graceful_shutdown(stop);
+    let server = axum::serve(Few::of(listener), router(checks)).with_graceful_shutdown(stop);
     tokio::select! {
         biased;
         served = server.into_future() => served,

@@ -235,8 +235,13 @@ fn a_quarantined_replica_answers_nothing_and_stays_so_after_a_restart() {
         replica: REPLICA,
         shard: ShardId(1),
     };
+    let mut begun = machine.snapshot().unwrap();
+    assert!(begun.next().unwrap().is_some());
     reader.quarantine();
     quarantine::mark(&*engine, quarantined).unwrap();
+    // Nor does it fill another one, whenever that was begun.
+    begun.next().unwrap_err();
+    machine.snapshot().unwrap().next().unwrap_err();
     let refused = |reader: &ShardReader| {
         let get = reader.get(&key(3), None).map(drop);
         let many = reader.get_many(&[key(3)], None).map(drop);

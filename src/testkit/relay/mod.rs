@@ -15,6 +15,7 @@
 mod line;
 mod opener;
 mod pump;
+mod spoil;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
@@ -31,6 +33,7 @@ use tokio::task::JoinSet;
 use crate::testkit::relay::opener::Processes;
 use crate::testkit::relay::pump::Broken;
 use crate::testkit::relay::pump::Pump;
+use crate::testkit::relay::spoil::Spoils;
 
 /// From one node to another; nodes are numbered from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,6 +142,7 @@ impl Rule {
 pub struct Relay {
     seed: u64,
     rules: watch::Sender<Rules>,
+    spoils: Arc<Spoils>,
     processes: watch::Sender<Processes>,
     doors: Vec<SocketAddr>,
     serving: JoinSet<()>,
@@ -160,6 +164,7 @@ impl Relay {
         Relay {
             seed,
             rules: watch::Sender::default(),
+            spoils: Arc::default(),
             processes: watch::Sender::default(),
             doors: Vec::new(),
             serving: JoinSet::new(),
@@ -178,6 +183,7 @@ impl Relay {
             address,
             target,
             rules: self.rules.clone(),
+            spoils: self.spoils.clone(),
             processes: self.processes.clone(),
         };
         self.serving.spawn(serve(Arc::new(door), listener));
@@ -204,8 +210,20 @@ impl Relay {
         });
     }
 
-    /// Opens every way.
+    /// From now on a bit flips in these bytes when they pass on this way: in the last of them, if all are
+    /// read at once, as bytes that were sent together mostly are.
+    pub fn spoil(&self, way: Way, marked: Bytes) {
+        self.spoils.add(way, marked);
+    }
+
+    /// How many bits have flipped so far.
+    pub fn spoilt(&self) -> u64 {
+        self.spoils.count()
+    }
+
+    /// Opens every way, and spoils nothing more.
     pub fn heal(&self) {
+        self.spoils.clear();
         self.rules.send_modify(Rules::clear);
     }
 }
@@ -221,6 +239,7 @@ struct Door {
     address: SocketAddr,
     target: SocketAddr,
     rules: watch::Sender<Rules>,
+    spoils: Arc<Spoils>,
     processes: watch::Sender<Processes>,
 }
 
@@ -304,8 +323,8 @@ impl Door {
         target.set_nodelay(true).map_err(|_| Broken)?;
         let (opened_in, opened_out) = opened.split();
         let (target_in, target_out) = target.split();
-        let there_pump = Pump::new(there, self.rules.subscribe(), seed);
-        let back_pump = Pump::new(there.back(), self.rules.subscribe(), !seed);
+        let pump = |way, seed| Pump::new(way, self.rules.subscribe(), self.spoils.clone(), seed);
+        let (there_pump, back_pump) = (pump(there, seed), pump(there.back(), !seed));
         tokio::try_join!(
             there_pump.run(opened_in, target_out),
             back_pump.run(target_in, opened_out),

@@ -1,6 +1,7 @@
 //! One way of one connection: reads segments, lets each travel, and writes it at the other end, if
 //! the way's rule lets it arrive.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use crate::testkit::relay::Rules;
 use crate::testkit::relay::Way;
 use crate::testkit::relay::line::Line;
 use crate::testkit::relay::rule_of;
+use crate::testkit::relay::spoil::Spoils;
 use crate::testkit::relay::wait_for_change;
 
 /// Bytes of a segment at most: what is read at once.
@@ -35,6 +37,7 @@ pub(super) struct Broken;
 pub(super) struct Pump {
     way: Way,
     rules: watch::Receiver<Rules>,
+    spoils: Arc<Spoils>,
     chance: Seeded,
 }
 
@@ -55,10 +58,16 @@ enum Content {
 }
 
 impl Pump {
-    pub(super) fn new(way: Way, rules: watch::Receiver<Rules>, seed: u64) -> Pump {
+    pub(super) fn new(
+        way: Way,
+        rules: watch::Receiver<Rules>,
+        spoils: Arc<Spoils>,
+        seed: u64,
+    ) -> Pump {
         Pump {
             way,
             rules,
+            spoils,
             chance: Seeded::new(seed),
         }
     }
@@ -88,7 +97,10 @@ impl Pump {
         loop {
             let content = match from.read(&mut buffer).await {
                 Ok(0) => Content::End,
-                Ok(count) => Content::Bytes(Bytes::copy_from_slice(&buffer[..count])),
+                Ok(count) => {
+                    self.spoils.pass(self.way, &mut buffer[..count]);
+                    Content::Bytes(Bytes::copy_from_slice(&buffer[..count]))
+                }
                 Err(_) => Content::Broken,
             };
             let last = !matches!(content, Content::Bytes(_));

@@ -264,6 +264,25 @@ async fn a_rate_is_kept() {
 }
 
 #[tokio::test]
+async fn a_bit_flips_in_what_is_marked_until_the_way_is_healed() {
+    let net = Net::new().await;
+    let Ends {
+        mut opener,
+        mut target,
+    } = net.ends().await;
+    net.relay.spoil(BACK, Bytes::from_static(b"value"));
+    say(&mut opener, "a value").await;
+    hears(&mut target, "a value").await;
+    assert_eq!(net.relay.spoilt(), 0);
+    say(&mut target, "a value, another value").await;
+    hears(&mut opener, "a valud, another value").await;
+    assert_eq!(net.relay.spoilt(), 1);
+    net.relay.heal();
+    say(&mut target, "a value").await;
+    hears(&mut opener, "a value").await;
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_listen_breaks_the_connection() {
     let net = Net::new().await;
     let Net {

@@ -34,9 +34,7 @@ use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::convert::cluster;
 use crate::wire::convert::kv;
-use crate::wire::convert::placement;
 use crate::wire::convert::transport;
-use crate::wire::proto::v1;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::BatchGet;
@@ -46,7 +44,7 @@ use crate::wire::request::Response;
 use crate::wire::request::Route;
 use crate::wire::request::Scan;
 use crate::wire::request::SplitShard;
-use crate::wire::status;
+use crate::wire::trial;
 
 /// Over the network and back.
 fn sent<M: Message + Default>(message: &M) -> M {
@@ -355,102 +353,7 @@ proptest! {
                     bytes[place] = *byte;
                 }
             }
-            read_as_everything(&bytes);
+            trial::everything(&bytes);
         }
-    }
-}
-
-fn read_as_everything(bytes: &[u8]) {
-    fn read<M: Message + Default, T>(bytes: &[u8], convert: impl FnOnce(M) -> T) {
-        let _ = M::decode(bytes).map(convert);
-    }
-    let id = RequestId::default();
-    read(bytes, kv::get_of);
-    read(bytes, kv::batch_get_of);
-    read(bytes, |message: v1::PutRequest| kv::put_of(message, id));
-    read(bytes, |message: v1::DeleteRequest| {
-        kv::delete_of(message, id)
-    });
-    read(bytes, |message: v1::DeleteRangeRequest| {
-        kv::delete_range_of(message, id)
-    });
-    read(bytes, |message: v1::WriteRequest| kv::write_of(message, id));
-    read(bytes, kv::scan_of);
-    read(bytes, kv::got_of);
-    read(bytes, |message| kv::batch_got_of(message, 2));
-    read(bytes, kv::page_of);
-    read(bytes, kv::range_done_of);
-    read(bytes, kv::written_of);
-    read(bytes, cluster::status_of);
-    read(bytes, |message| cluster::transfer_of(&message).is_ok());
-    read(bytes, cluster::split_of);
-    read(bytes, cluster::split_done_of);
-    read(bytes, transport::append_of);
-    read(bytes, transport::appended_of);
-    read(bytes, transport::vote_request_of);
-    read(bytes, transport::voted_of);
-    read(bytes, transport::take_lead_of);
-    read(bytes, transport::header_of);
-    read(bytes, transport::check_of);
-    read(bytes, transport::checked_of);
-    read(bytes, transport::form_of);
-    read(bytes, transport::formed_of);
-    read(bytes, placement::command_of);
-    read(bytes, placement::answer_of);
-    read(bytes, placement::report_of);
-    read(bytes, placement::changes_of);
-    read(bytes, placement::join_of);
-    read(bytes, placement::joined_of);
-    read(bytes, placement::locate_of);
-    read(bytes, placement::located_of);
-    read(bytes, placement::routes_of);
-    read(bytes, status::from_detail);
-}
-
-#[test]
-fn an_entry_with_a_flipped_bit_is_refused() {
-    let entry = LogEntry {
-        position: Position { term: 3, index: 8 },
-        payload: Payload::Command(Bytes::from_static(b"command")),
-    };
-    let append = AppendRequest {
-        vote: Vote {
-            term: 3,
-            replica: ReplicaId(1),
-            committed: true,
-        },
-        previous: Some(Position { term: 3, index: 7 }),
-        entries: vec![entry],
-        committed: None,
-    };
-    let sent = transport::append_out(append);
-    let entry = sent.entries[0].clone();
-    let position = entry.position.unwrap();
-    let flips = [
-        v1::Entry {
-            payload: Bytes::from_static(b"commant"),
-            ..entry.clone()
-        },
-        v1::Entry {
-            kind: v1::PayloadKind::Membership.into(),
-            ..entry.clone()
-        },
-        v1::Entry {
-            position: Some(v1::Position {
-                term: 2,
-                ..position
-            }),
-            ..entry.clone()
-        },
-        v1::Entry {
-            checksum: entry.checksum ^ 1,
-            ..entry
-        },
-    ];
-    assert!(transport::append_of(sent.clone()).is_ok());
-    for flipped in flips {
-        let mut spoiled = sent.clone();
-        spoiled.entries = vec![flipped];
-        assert!(transport::append_of(spoiled).is_err());
     }
 }

@@ -144,28 +144,14 @@ fn entry_out(entry: LogEntry) -> v1::Entry {
         Payload::Membership(bytes) => (v1::PayloadKind::Membership, bytes),
     };
     v1::Entry {
-        checksum: entry_checksum(entry.position, kind.into(), &payload),
         position: Some(position_out(entry.position)),
         kind: kind.into(),
         payload,
     }
 }
 
-/// What a network with checks of sixteen bits may spoil is refused, and sent again.
-fn entry_checksum(position: Position, kind: i32, payload: &[u8]) -> u32 {
-    let mut head = [0; 17];
-    head[..8].copy_from_slice(&position.term.to_be_bytes());
-    head[8..16].copy_from_slice(&position.index.to_be_bytes());
-    head[16] = kind.to_be_bytes()[3];
-    crc32c::crc32c_append(crc32c::crc32c(&head), payload)
-}
-
 fn entry_of(entry: v1::Entry) -> Result<LogEntry> {
     let position = position_of(required("entries.position", entry.position)?);
-    if entry_checksum(position, entry.kind, &entry.payload) != entry.checksum {
-        let reason = format!("the entry {position} is not what was sent");
-        return Err(Error::invalid("entries.checksum", reason));
-    }
     let payload = match v1::PayloadKind::try_from(entry.kind) {
         Ok(v1::PayloadKind::Blank) => Payload::Blank,
         Ok(v1::PayloadKind::Command) => Payload::Command(entry.payload),
@@ -530,6 +516,7 @@ pub fn checked_out(checked: Checked) -> v1::CheckReplicaResponse {
             links: links.into_iter().map(link).collect(),
         }),
         Checked::Portion(hash) => parts::Checked::Portion(hash),
+        Checked::Unreadable => parts::Checked::Unreadable(parts::Unreadable {}),
         Checked::Quarantined => parts::Checked::Quarantined(parts::Quarantined {}),
     };
     v1::CheckReplicaResponse {
@@ -551,6 +538,7 @@ pub fn checked_of(response: v1::CheckReplicaResponse) -> Result<Checked> {
             Checked::Chains(chains.links.into_iter().map(link).collect::<Result<_>>()?)
         }
         parts::Checked::Portion(hash) => Checked::Portion(hash),
+        parts::Checked::Unreadable(_) => Checked::Unreadable,
         parts::Checked::Quarantined(_) => Checked::Quarantined,
     })
 }
