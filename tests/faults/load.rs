@@ -39,18 +39,9 @@ impl Load {
     /// Four writers who ask these nodes in turn and wait for none of them for long: what they see is what
     /// a client of these nodes sees.
     pub(crate) fn impatient(nodes: &Nodes, prefix: &str, seed: u64) -> Load {
-        Load::of_impatient(4, nodes, prefix, seed)
-    }
-
-    /// One such writer.
-    pub(crate) fn impatient_one(nodes: &Nodes, prefix: &str, seed: u64) -> Load {
-        Load::of_impatient(1, nodes, prefix, seed)
-    }
-
-    fn of_impatient(writers: usize, nodes: &Nodes, prefix: &str, seed: u64) -> Load {
         let options = workload::Options {
-            writers,
             attempt: Duration::from_millis(500),
+            writers: 4,
             ..support::writers(prefix, seed)
         };
         let writers = Workload::start(nodes, &options, &support::ids());
