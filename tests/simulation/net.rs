@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -376,6 +378,9 @@ impl Service for Cable {
         let watch = Arc::clone(&self.net.watch);
         let trace = self.net.trace.clone();
         let from = self.from;
+        // Of the leader that the stream belongs to.
+        let term = Arc::new(AtomicU64::new(0));
+        let (sent, answering) = (Arc::clone(&term), Arc::clone(&self.net.watch));
         let requests = self.stream((from, to), requests, &broken);
         let requests = requests
             .take_while(|request| std::future::ready(request.is_some()))
@@ -389,6 +394,7 @@ impl Service for Cable {
                     request.entries.len(),
                     request.committed.map(|at| at.to_string()),
                 ));
+                sent.store(request.vote.term, Ordering::Relaxed);
                 watch.append(route, request);
             })
             .boxed();
@@ -396,6 +402,9 @@ impl Service for Cable {
         let taken = tokio::spawn(reached.life.clone().live(async move {
             let mut answers = reached.handler.append(route, requests);
             while let Some(answer) = answers.next().await {
+                if let Ok(answer) = &answer {
+                    answering.appended(route, term.load(Ordering::Relaxed), answer);
+                }
                 if answered.send(answer).await.is_err() {
                     return;
                 }

@@ -16,6 +16,7 @@ use quorate::testkit::invariants::votes::Votes;
 use quorate::types::NodeId;
 use quorate::types::shard::ShardDescriptor;
 use quorate::wire::request::AppendRequest;
+use quorate::wire::request::AppendResponse;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
 use quorate::wire::request::Route;
@@ -77,6 +78,9 @@ impl Watch {
 
     /// A call was answered; the answer may be lost.
     pub fn response(&self, request: &Request, response: &Result<Response>) {
+        if let (Request::Append(route, asked), Ok(Response::Append(answer))) = (request, response) {
+            self.appended(*route, asked.vote.term, answer);
+        }
         let (Request::Vote(route, asked), Ok(Response::Vote(answer))) = (request, response) else {
             return;
         };
@@ -97,6 +101,13 @@ impl Watch {
                 true => state.entries.committed(route.group, entry),
                 false => state.entries.seen(route.group, entry),
             });
+        }
+    }
+
+    /// A replica has answered what a leader of the term sent.
+    pub fn appended(&self, route: Route, term: u64, answer: &AppendResponse) {
+        if matches!(answer, AppendResponse::Matched(_)) {
+            self.state().votes.took(route.group, route.to, term);
         }
     }
 

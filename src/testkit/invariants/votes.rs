@@ -12,8 +12,8 @@ pub struct Votes {
     given: BTreeMap<(GroupId, ReplicaId, u64), ReplicaId>,
     /// The highest term of each that was seen before its last look.
     reached: BTreeMap<(GroupId, ReplicaId), u64>,
-    /// The highest term in which each has voted.
-    voted: BTreeMap<(GroupId, ReplicaId), u64>,
+    /// The highest term in which each has given its vote, or said that it has what a leader sent.
+    promised: BTreeMap<(GroupId, ReplicaId), u64>,
 }
 
 impl Votes {
@@ -27,14 +27,19 @@ impl Votes {
     ) -> Result<(), Violation> {
         let place = (group, voter, term);
         let known = *self.given.entry(place).or_insert(candidate);
-        let voted = self.voted.entry((group, voter)).or_default();
-        *voted = term.max(*voted);
+        self.took(group, voter, term);
         match known == candidate {
             true => Ok(()),
             false => Err(format!(
                 "{voter} of {group} voted twice in term {term}: for {known} and for {candidate}"
             )),
         }
+    }
+
+    /// A replica has told the leader of the term that it has what was sent.
+    pub fn took(&mut self, group: GroupId, replica: ReplicaId, term: u64) {
+        let promised = self.promised.entry((group, replica)).or_default();
+        *promised = term.max(*promised);
     }
 
     /// A replica says that it is in this term. Term 0 is that of a replica that has not read its log yet.
@@ -54,13 +59,12 @@ impl Votes {
         }
     }
 
-    /// A replica has ended. While it lived it may have said late which term it was in; when it comes back it
-    /// knows every vote that it has given.
+    /// A replica has ended. While it lived it may have said late which term it was in, or before that was on
+    /// its disk; when it comes back it knows every term in which it has told another one something.
     pub fn ended(&mut self, group: GroupId, replica: ReplicaId) {
         let of = (group, replica);
-        let voted = self.voted.get(&of).copied().unwrap_or_default();
-        let known = self.reached.entry(of).or_default();
-        *known = voted.max(*known);
+        let promised = self.promised.get(&of).copied().unwrap_or_default();
+        self.reached.insert(of, promised);
     }
 }
 
@@ -91,5 +95,13 @@ mod tests {
         assert!(votes.reached(group, voter, 3).is_err());
         assert_eq!(votes.reached(group, voter, 4), Ok(()));
         assert_eq!(votes.reached(group, ReplicaId(2), 1), Ok(()));
+        // It was in term 6 and has told nobody.
+        votes.took(group, voter, 5);
+        assert_eq!(votes.reached(group, voter, 6), Ok(()));
+        assert!(votes.reached(group, voter, 5).is_err());
+        votes.ended(group, voter);
+        assert_eq!(votes.reached(group, voter, 5), Ok(()));
+        votes.ended(group, voter);
+        assert!(votes.reached(group, voter, 4).is_err());
     }
 }
