@@ -433,6 +433,28 @@ fn a_handover_that_nobody_takes_ends_and_no_read_around_it_is_stale() {
     assert_eq!(panics_here(), [""; 0]);
 }
 
+/// A leader that leaves its group leads on until its successor does. The library asserts that such a leader changes
+/// no members (`append_membership`, in 0.10.0-alpha.37); it must be told of none.
+#[test]
+fn a_leader_that_has_left_changes_no_members() {
+    virtually(4_000, async {
+        let mut stage = Stage::of_these(&[1, 2, 3], 4).await;
+        stage.make_lead(1).await;
+        stage.put(&[1], "key", 1, 0).await;
+        let leader = stage.seat(1).group.clone();
+        let seen = leader.seen().unwrap();
+        let others = BTreeSet::from([2, 3].map(ReplicaId));
+        leader.set_voters(&seen, others).await.unwrap();
+        assert_eq!(leader.view().role, "leader", "it has handed over already");
+        assert!(matches!(leader.seen(), Err(Error::NotLeader { .. })));
+        let late = leader.add_learner(&seen, of_node(4)).await;
+        assert!(late.is_err(), "by what it saw before it left");
+        stage.put(&[2, 3], "key", 2, 0).await;
+        stage.agree(&[2, 3]).await;
+    });
+    assert_eq!(panics_here(), [""; 0]);
+}
+
 /// openraft #1706: while a follower took a snapshot, the leader gave up the entries behind it, so that the
 /// follower needed the next snapshot as soon as it had this one, and under steady writes never caught up. One
 /// snapshot must be enough.

@@ -47,10 +47,11 @@ impl Group {
         convert::from_membership(self.effective().membership())
     }
 
-    /// Who is in the group, for its leader to change.
+    /// Who is in the group, for its leader to change. A leader that has left the group leads on for a moment, and
+    /// leaves further changes to the next one.
     ///
     /// # Errors
-    /// `NotLeader` when this replica does not lead.
+    /// `NotLeader` when this replica does not lead, or has left.
     pub fn seen(&self) -> Result<Seen> {
         let raft = self.inner.raft();
         let metrics = raft.metrics();
@@ -59,8 +60,16 @@ impl Group {
             return Err(self.not_leading());
         }
         let effective = &metrics.membership_config;
+        let membership = convert::from_membership(effective.membership());
+        if !membership
+            .voters
+            .iter()
+            .any(|voters| voters.contains(&self.replica()))
+        {
+            return Err(self.not_leading());
+        }
         Ok(Seen {
-            membership: convert::from_membership(effective.membership()),
+            membership,
             at: *effective.log_id(),
             term: metrics.current_term,
         })
@@ -154,7 +163,7 @@ impl Group {
         }
     }
 
-    fn not_leading(&self) -> Error {
+    pub(super) fn not_leading(&self) -> Error {
         let leader = match *self.leadership().borrow() {
             Leadership::Following { leader } => leader.map(|leader| leader.node),
             Leadership::Leading { .. } | Leadership::Failed => None,
