@@ -31,10 +31,12 @@ use futures::stream::FuturesUnordered;
 use puppets::Manner;
 use puppets::Puppet;
 use quorate::env::files::DiskFiles;
+use quorate::env::files::Files;
 use quorate::env::rng::Seeded;
 use quorate::error::Error;
 use quorate::error::Result;
 use quorate::raft::Leadership;
+use quorate::testkit::disk::CrashDisk;
 use quorate::types::NodeId;
 use quorate::types::ReplicaId;
 use quorate::types::Timestamp;
@@ -68,6 +70,8 @@ use tokio::time::sleep;
 use tokio::time::timeout;
 use wires::Wires;
 
+/// Longer than another leader takes to be elected and to answer a write.
+const ROUNDS: Duration = Duration::from_secs(2);
 /// Long enough for all that is under way to arrive, and shorter than between two heartbeats.
 const SETTLED: Duration = Duration::from_millis(20);
 
@@ -430,6 +434,135 @@ fn a_handover_that_nobody_takes_ends_and_no_read_around_it_is_stale() {
             assert!(reads > 50, "{reads} reads are too few to mean something");
         });
     }
+    assert_eq!(panics_here(), [""; 0]);
+}
+
+/// A leader that was replaced while answers to it were on their way: the library takes an answer for one to the
+/// last request whose end it acknowledges, and so an answer that left before the read began for one to an empty
+/// append that was sent after it. The round that a read waits for must be of its own.
+#[test]
+fn an_answer_that_left_before_a_read_does_not_confirm_it() {
+    virtually(4_500, async {
+        let mut stage = Stage::of(3).await;
+        stage.make_lead(1).await;
+        stage.put(&[1], "key", 1, 0).await;
+        stage.agree(&[1, 2, 3]).await;
+        // The leader hears everything much later than it is sent.
+        stage.wires.slow_ways(&[2, 3], &[1], 2 * ROUNDS);
+        // When the first is acknowledged, the leader says so to all; that has the end of the last.
+        for number in 0..20 {
+            let write = stage.stamps.write("under way", number, 0);
+            drop(stage.propose(1, &write).await.unwrap());
+            sleep(Duration::from_millis(2)).await;
+        }
+        // And then nobody hears it.
+        stage.wires.slow_ways(&[1], &[2, 3], FROZEN);
+        let cut = Instant::now();
+        stage.put(&[2, 3], "key", 2, 0).await;
+        println!("the others go on {:?} after the cut", cut.elapsed());
+        let mut reads = Vec::new();
+        while cut.elapsed() < 3 * ROUNDS {
+            let former = stage.seat(1).reach();
+            assert!(former.group.view().role == "leader" || cut.elapsed() > 2 * ROUNDS);
+            reads.push(tokio::spawn(async move { former.read("key").await }));
+            sleep(Duration::from_millis(5)).await;
+        }
+        for read in reads {
+            let read = read.await.unwrap();
+            let is_stale = matches!(read, Ok(found) if found != Some(2));
+            assert!(!is_stale, "{read:?} was read");
+        }
+        // What is on its way for so long is given up.
+        stage.wires.cut_off(&[1], &[2, 3]);
+        sleep(SETTLED).await;
+        stage.wires.heal();
+        stage.agree(&[1, 2, 3]).await;
+    });
+    assert_eq!(panics_here(), [""; 0]);
+}
+
+/// The round itself: acknowledgements of appends, of which there are plenty all the time, count for nothing in it.
+/// Only what a majority says when it is asked does.
+#[test]
+fn a_read_is_confirmed_by_what_a_majority_says() {
+    virtually(6_400, async {
+        let wires = Arc::default();
+        let counting = Counting::of(5, &wires).await;
+        let term = counting.leader.leads().unwrap();
+        let check = async |said: [Option<u64>; 4], expected: &str| {
+            let puppets = counting.puppets.iter().zip(said);
+            puppets.for_each(|(puppet, term)| puppet.say(term));
+            let found = match counting.leader.group.read_position().await {
+                Ok(position) => format!("from {}", position.index),
+                Err(Error::NotLeader { .. }) => "does not lead".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            assert!(found.contains(expected), "{said:?}: {found}");
+        };
+        let (same, earlier, later) = (Some(term), Some(term - 1), Some(term + 1));
+        let whole = format!("from {}", counting.last);
+        check([None, None, None, None], "no quorum").await;
+        check([same, None, None, None], "no quorum").await;
+        check([same, None, same, None], &whole).await;
+        check([None, earlier, Some(0), None], &whole).await;
+        check([None, None, None, later], "does not lead").await;
+        check([same, later, same, same], "does not lead").await;
+        wires.clear();
+    });
+    assert_eq!(panics_here(), [""; 0]);
+}
+
+/// Followers may commit, apply and show an entry that the leader's own disk is too slow for. What has been seen
+/// there must be seen at the leader, and through it, from then on.
+#[test]
+fn what_a_follower_has_shown_is_not_hidden_again_at_the_leader() {
+    virtually(9_239, async {
+        let (wires, nodes) = (Arc::default(), [1, 2, 3]);
+        let disk = Arc::new(CrashDisk::new());
+        let slow = Ground {
+            files: Arc::clone(&disk) as Arc<dyn Files>,
+            ..Ground::memory()
+        };
+        let leader = Seat::open(1, &nodes, &slow, &wires).await;
+        let follower = Seat::open(2, &nodes, &Ground::memory(), &wires).await;
+        let _third = Seat::open(3, &nodes, &Ground::memory(), &wires).await;
+        let term = eventually("a leader", async || {
+            leader
+                .group
+                .elect()
+                .await
+                .map_err(|error| error.to_string())?;
+            sleep(SETTLED).await;
+            leads(&leader)
+        })
+        .await;
+        let first = eventually("a first position", async || {
+            let position = leader.group.read_position().await;
+            position.map_err(|error| error.to_string())
+        })
+        .await;
+        for seat in [&leader, &follower] {
+            seat.group.wait_applied(first).await.unwrap();
+        }
+        disk.set_busy_ms(5_000);
+        let stamps = stage::Stamps::default();
+        let entry = stamps.entry(&[stamps.write("key", 1, 0)], Default::default());
+        let answer = leader.group.propose(term, entry).await.unwrap();
+        let shown = eventually("the entry at a follower", async || {
+            let applied = follower.applied();
+            let is_new = applied > first.index;
+            is_new.then_some(applied).ok_or("not yet".to_owned())
+        })
+        .await;
+        assert!(leader.applied() < shown, "its disk is too quick");
+        let position = leader.group.read_position().await.unwrap();
+        assert!(
+            position.index >= shown,
+            "{position} is read, {shown} was shown"
+        );
+        answer.await.unwrap();
+        wires.clear();
+    });
     assert_eq!(panics_here(), [""; 0]);
 }
 

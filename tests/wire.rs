@@ -295,6 +295,7 @@ impl Fake {
             Request::Append(_, append) => {
                 Response::Append(AppendResponse::Matched(append.committed))
             }
+            Request::Term(_) => Response::Term(9),
             Request::TakeLead(_, _) => Response::TakeLead(true),
             Request::Form(form) => Response::Form(FormResponse::Forming(form)),
             Request::Join(join) => Response::Join(JoinResponse {
@@ -820,6 +821,7 @@ fn one_of_each_request() -> Vec<Request> {
         Request::ReadPosition(GroupId::Placement),
         Request::Vote(route(shard), ask),
         Request::Append(route(GroupId::Placement), append(6)),
+        Request::Term(route(shard)),
         Request::TakeLead(route(shard), take),
         Request::Form(form),
         Request::Join(JoinRequest {

@@ -89,6 +89,7 @@ mutants! {
     AnsweredWhenProposed: "a write is answered when it is proposed, not when it is committed",
     UnknownCalledRefused: "a proposal that the next leader may commit is called refused",
     LeaderReadsAlone: "a leader reads without asking a quorum whether it still leads",
+    AnyTermConfirms: "a voter that has seen a later leader lets the earlier one read",
     RoundServesLatecomers: "a round of reads that has begun serves readers who come later",
     FollowerReadsUnapplied: "a follower reads without having applied the position that it was told",
     ReadLooksOnce: "a reader does not look again whether the shard has changed under it",

@@ -11,12 +11,10 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use openraft::Instant as _;
-use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::errors::Fatal;
 use openraft::errors::ForwardToLeader;
-use openraft::errors::LinearizableReadError;
 use openraft::errors::RaftError;
 use openraft::impls::ProgressResponder;
 use tokio::sync::watch;
@@ -39,7 +37,6 @@ use crate::raft::config::Command;
 use crate::raft::config::Options;
 use crate::raft::config::Raft;
 use crate::raft::config::TypeConfig;
-use crate::raft::convert;
 use crate::raft::introductions::Introductions;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
@@ -140,9 +137,9 @@ pub struct Group {
 pub(super) struct Inner {
     group: GroupId,
     replica: ReplicaId,
-    store: LogStore,
+    pub(super) store: LogStore,
     pub(super) hosted: Arc<Hosted>,
-    network: Network,
+    pub(super) network: Network,
     config: Arc<openraft::Config>,
     /// Entries and bytes that stay in the log behind a checkpoint.
     kept: (u64, u64),
@@ -249,25 +246,6 @@ impl Group {
         .boxed())
     }
 
-    /// A position that, once applied, shows every write acknowledged before the call (ReadIndex;
-    /// Ongaro's thesis, section 6.4). One round trip to a quorum. Cancel-safe. For the leader only.
-    pub async fn read_position(&self) -> Result<Position> {
-        if mutant::lives(Mutant::LeaderReadsAlone) {
-            return Ok(self.inner.hosted.applied().borrow().unwrap_or_default());
-        }
-        let raft = self.inner.raft();
-        match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Ok(convert::to_position(linearizer.read_log_id().log_id())),
-            Err(RaftError::Fatal(fatal)) => Err(self.inner.stopped(&fatal)),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(self.inner.not_leader(&forward))
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(
-                Error::unavailable(self.inner.group, "its leader reaches no quorum"),
-            ),
-        }
-    }
-
     /// Returns when the replica has applied `position`; an error when it ends before that. Cancel-safe.
     pub async fn wait_applied(&self, position: Position) -> Result<()> {
         let mut applied = self.applied();
@@ -279,7 +257,14 @@ impl Group {
                 reached.expect("the sender lives in the group");
                 Ok(())
             }
-            () = self.inner.ended.cancelled() => Err(Error::NotFound {
+            () = self.inner.ended.cancelled() => self.check_lives(),
+        }
+    }
+
+    pub(super) fn check_lives(&self) -> Result<()> {
+        match self.inner.ended.is_cancelled() {
+            false => Ok(()),
+            true => Err(Error::NotFound {
                 what: format!("{} of {}", self.replica(), self.id()),
             }),
         }

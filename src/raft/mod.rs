@@ -25,6 +25,8 @@
 //!   snapshot is installed the engine is flushed before the library purges (`state_machine.rs`).
 //! - **Each proposal names the term of its stamp.** A deposed leader's proposals are refused, not
 //!   carried into another term.
+//! - **A read asks a majority, in a round of its own, whether there is a later leader** (`reads.rs`). The
+//!   library's word for it is not taken.
 //! - **A panic or a failure of ours ends the process; the library's own failure reopens the group** on
 //!   the same store, a few times, and only after its queued log writes and its old apply worker have
 //!   ended (`group.rs`).
@@ -40,6 +42,7 @@ mod introductions;
 mod log_store;
 mod members;
 mod network;
+mod reads;
 mod runtime;
 mod state_machine;
 #[cfg(test)]

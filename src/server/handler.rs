@@ -179,6 +179,7 @@ fn kind(request: &Request) -> RequestKind {
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
+        | Request::Term(_)
         | Request::TakeLead(..) => RequestKind::Raft,
     }
 }
@@ -220,6 +221,7 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             .append(request)
             .await
             .map(Response::Append),
+        Request::Term(route) => registry.receiver(route)?.term().map(Response::Term),
         Request::TakeLead(route, take) => registry
             .receiver(route)?
             .take_lead(take)
@@ -374,6 +376,7 @@ async fn ask_replica(
         | Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
+        | Request::Term(_)
         | Request::TakeLead(..)
         | Request::Form(_)
         | Request::Join(_)

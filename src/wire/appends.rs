@@ -1,4 +1,4 @@
-//! The sending end of the append streams and heartbeats of all groups between two nodes, carried by one
+//! The sending end of the append streams, heartbeats and questions of all groups between two nodes, carried by one
 //! stream of frames.
 //!
 //! A stream has at most [`APPENDS_IN_FLIGHT_MAX`] requests, of some megabytes, without an answer. That bounds what waits
@@ -152,17 +152,32 @@ impl Carrier {
     /// One append outside the pipelines. It waits for no other, and shares its message with what is waiting to
     /// be written. Cancel-safe: a dropped call may have happened.
     pub async fn beat(&self, route: Route, request: AppendRequest) -> Result<AppendResponse> {
+        let beat = Beat {
+            route: Some(transport::route_out(route)),
+            entries: Some(transport::append_out(request)),
+        };
+        self.ask(Body::Beat(beat)).await?.appended()
+    }
+
+    /// In which term a replica is: the last in which it voted or followed. Waits for no other, as a beat.
+    /// Cancel-safe.
+    pub async fn term(&self, route: Route) -> Result<u64> {
+        let question = Body::Question(transport::route_out(route));
+        match self.ask(question).await? {
+            Answer::Term(term) => Ok(term),
+            Answer::Appended(_) => Err(misplaced()),
+        }
+    }
+
+    /// Sends a frame that has one answer.
+    async fn ask(&self, question: Body) -> Result<Answer> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let mut waiting = Waiting {
             inlets: self.inlets.clone(),
             number,
             answer: self.inlets.open(number)?,
         };
-        let beat = Beat {
-            route: Some(transport::route_out(route)),
-            entries: Some(transport::append_out(request)),
-        };
-        if !self.push(number, Body::Beat(beat)) {
+        if !self.push(number, question) {
             return Err(Error::invalid("entries", "too large for one append"));
         }
         let answer = waiting.answer.recv().await;
@@ -175,11 +190,31 @@ impl Carrier {
     }
 }
 
-/// Whoever waits for the answer to a beat. Dropping it forgets the beat.
+/// What comes back on a stream.
+#[derive(Debug)]
+enum Answer {
+    Appended(AppendResponse),
+    Term(u64),
+}
+
+impl Answer {
+    fn appended(self) -> Result<AppendResponse> {
+        match self {
+            Answer::Appended(answer) => Ok(answer),
+            Answer::Term(_) => Err(misplaced()),
+        }
+    }
+}
+
+fn misplaced() -> Error {
+    Error::invalid("frame", "it answers something else than what was asked")
+}
+
+/// Whoever waits for the answer to a beat or a question. Dropping it forgets what was asked.
 struct Waiting {
     inlets: Arc<Inlets>,
     number: u64,
-    answer: mpsc::Receiver<Result<AppendResponse>>,
+    answer: mpsc::Receiver<Result<Answer>>,
 }
 
 impl Drop for Waiting {
@@ -208,7 +243,7 @@ fn asked(what: &str) -> Asked<'_> {
 struct Inlets(Mutex<Result<HashMap<u64, Inlet>>>);
 
 /// Has room for a whole window and for the error that ends the stream: never full.
-type Inlet = mpsc::Sender<Result<AppendResponse>>;
+type Inlet = mpsc::Sender<Result<Answer>>;
 
 impl Default for Inlets {
     fn default() -> Inlets {
@@ -221,7 +256,7 @@ impl Inlets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, stream: u64) -> Result<mpsc::Receiver<Result<AppendResponse>>> {
+    fn open(&self, stream: u64) -> Result<mpsc::Receiver<Result<Answer>>> {
         let (inlet, answers) = mpsc::channel(APPENDS_IN_FLIGHT_MAX + 1);
         self.lock()
             .as_mut()
@@ -245,24 +280,30 @@ impl Inlets {
     fn dispatch(&self, frame: v1::AppendFrame) {
         let end = match frame.body {
             Some(Body::Response(answer)) => match transport::appended_of(answer) {
-                Ok(answer) => return self.answer(frame.stream, answer),
+                Ok(answer) => return self.answer(frame.stream, Answer::Appended(answer)),
                 Err(error) => Some(error),
             },
+            Some(Body::Term(term)) => return self.answer(frame.stream, Answer::Term(term)),
             Some(Body::End(_)) => None,
             Some(Body::Failed(detail)) => Some(status::from_detail_bytes(detail)),
-            Some(Body::Open(_) | Body::Request(_) | Body::Cancel(_) | Body::Beat(_)) | None => {
-                Some(Error::invalid(
-                    "frame",
-                    "it is none for the sending end of a stream",
-                ))
-            }
+            Some(
+                Body::Open(_)
+                | Body::Request(_)
+                | Body::Cancel(_)
+                | Body::Beat(_)
+                | Body::Question(_),
+            )
+            | None => Some(Error::invalid(
+                "frame",
+                "it is none for the sending end of a stream",
+            )),
         };
         if let (Some(inlet), Some(error)) = (self.remove(frame.stream), end) {
             let _ = inlet.try_send(Err(error));
         }
     }
 
-    fn answer(&self, stream: u64, answer: AppendResponse) {
+    fn answer(&self, stream: u64, answer: Answer) {
         let mut inlets = self.lock();
         let Ok(inlets) = &mut *inlets else { return };
         // A stream that is not there was given up: its last answers may still come.
@@ -346,7 +387,7 @@ struct Appends {
     number: u64,
     requests: Fuse<BoxStream<'static, AppendRequest>>,
     requests_ended: bool,
-    answers: mpsc::Receiver<Result<AppendResponse>>,
+    answers: mpsc::Receiver<Result<Answer>>,
     /// Bytes of each request that was taken and whose answer nobody has polled yet.
     in_flight: VecDeque<usize>,
     bytes_in_flight: usize,
@@ -420,7 +461,8 @@ impl Stream for Appends {
             self.end();
             return Poll::Ready(Some(Err(error)));
         }
-        match self.answers.poll_recv(context) {
+        let answer = self.answers.poll_recv(context);
+        match answer.map(|answer| answer.map(|answer| answer.and_then(Answer::appended))) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(answer))) => {
                 self.answered();

@@ -36,6 +36,7 @@ use crate::types::log::Vote;
 use crate::types::node::Member;
 use crate::types::node::Room;
 use crate::wire::appends;
+use crate::wire::appends::Carrier;
 use crate::wire::appends::Carriers;
 use crate::wire::convert::cluster;
 use crate::wire::convert::group_number;
@@ -251,7 +252,14 @@ impl Service for Remote {
             let (peer, headers) = found?;
             match call.request {
                 Request::Append(route, append) => {
-                    beat(&peer, headers, (route, append), call.deadline).await
+                    let beat = async |carrier: &Carrier| carrier.beat(route, append).await;
+                    let answer = framed(&peer, headers, beat, call.deadline).await;
+                    answer.map(Response::Append)
+                }
+                Request::Term(route) => {
+                    let question = async |carrier: &Carrier| carrier.term(route).await;
+                    let term = framed(&peer, headers, question, call.deadline).await;
+                    term.map(Response::Term)
                 }
                 request => send(&peer, headers, Call { request, ..call }).await,
             }
@@ -316,23 +324,25 @@ async fn send(peer: &Peer, headers: MetadataMap, call: Call) -> Result<Response>
     }
 }
 
-/// Heartbeats of all groups share one stream of frames, so that idle groups cost a frame and not a call.
-async fn beat(
+/// Heartbeats of all groups, and questions beside them, share one stream of frames, so that idle groups cost
+/// a frame and not a call, and what nobody waits for any more costs nothing.
+async fn framed<T>(
     peer: &Peer,
     headers: MetadataMap,
-    (route, append): (Route, AppendRequest),
+    ask: impl AsyncFnOnce(&Carrier) -> Result<T>,
     within: Duration,
-) -> Result<Response> {
+) -> Result<T> {
     let answered = async {
         let carrier = peer.beats.carrier(&peer.beat, headers, &peer.what).await?;
-        carrier.beat(route, append).await
+        ask(&carrier).await
     };
     let answer = timeout_at(Instant::now() + within.min(DEADLINE_MAX), answered).await;
-    let answer = answer.map_err(|_| Error::Timeout {
-        what: format!("a heartbeat to {}", peer.what),
-        after: within,
-    })?;
-    answer.map(Response::Append)
+    answer.unwrap_or_else(|_| {
+        Err(Error::Timeout {
+            what: format!("a heartbeat to {}", peer.what),
+            after: within,
+        })
+    })
 }
 
 /// A write's answer that makes no sense leaves its outcome unknown.
@@ -361,6 +371,7 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
+        | Request::Term(_)
         | Request::TakeLead(..)
         | Request::Form(_)
         | Request::Join(_)
@@ -460,8 +471,8 @@ impl Outgoing {
                 let response = self.transport().vote(self.wrap(request)).await?;
                 Ok(Response::Vote(convert::voted_of(response.into_inner())?))
             }
-            Request::Append(..) => {
-                Err(Error::Internal("a beat is no call of its own".to_owned()).into())
+            Request::Append(..) | Request::Term(_) => {
+                Err(Error::Internal("it is a frame, and no call of its own".to_owned()).into())
             }
             Request::TakeLead(route, take) => {
                 let request = convert::take_lead_out(route, take);

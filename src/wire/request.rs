@@ -126,6 +126,8 @@ pub enum Request {
     Vote(Route, VoteRequest),
     /// Raft: one append outside the pipeline; a heartbeat.
     Append(Route, AppendRequest),
+    /// Raft: the term that the receiver is in.
+    Term(Route),
     /// Raft: the receiver shall lead.
     TakeLead(Route, TakeLead),
     /// Forming a cluster.
@@ -178,6 +180,7 @@ impl Request {
             | Request::ReadPosition(_)
             | Request::Vote(..)
             | Request::Append(..)
+            | Request::Term(_)
             | Request::TakeLead(..)
             | Request::Form(_)
             | Request::Join(_)
@@ -209,6 +212,7 @@ impl Request {
             | Request::ReadPosition(_)
             | Request::Vote(..)
             | Request::Append(..)
+            | Request::Term(_)
             | Request::TakeLead(..)
             | Request::Form(_)
             | Request::Join(_)
@@ -255,6 +259,8 @@ pub enum Response {
     Vote(VoteResponse),
     /// To [`Request::Append`].
     Append(AppendResponse),
+    /// To [`Request::Term`]: the last term in which the replica voted or followed; 0: none yet.
+    Term(u64),
     /// To [`Request::TakeLead`]: refused or not.
     TakeLead(bool),
     /// To [`Request::Form`].

@@ -160,7 +160,9 @@ pub(crate) fn everything(bytes: &[u8]) {
 
 fn frames_of(frames: Vec<v1::AppendFrame>) -> crate::error::Result<()> {
     frames.into_iter().try_for_each(|frame| match frame.body {
-        Some(Body::Open(route)) => transport::route_of(Some(route)).map(|_| ()),
+        Some(Body::Open(route) | Body::Question(route)) => {
+            transport::route_of(Some(route)).map(|_| ())
+        }
         Some(Body::Request(entries)) => transport::append_of(entries).map(|_| ()),
         Some(Body::Beat(beat)) => {
             transport::route_of(beat.route)?;
@@ -171,6 +173,6 @@ fn frames_of(frames: Vec<v1::AppendFrame>) -> crate::error::Result<()> {
             status::from_detail_bytes(detail);
             Ok(())
         }
-        Some(Body::End(_) | Body::Cancel(_)) | None => Ok(()),
+        Some(Body::End(_) | Body::Cancel(_) | Body::Term(_)) | None => Ok(()),
     })
 }

@@ -54,6 +54,8 @@ struct State {
     /// The last entry that it was told is committed.
     committed: u64,
     votes_asked: u64,
+    /// The term that it says it is in; nothing: whoever asks waits in vain.
+    says: Option<u64>,
 }
 
 impl Puppet {
@@ -64,6 +66,7 @@ impl Puppet {
             sent: 1,
             committed: 0,
             votes_asked: 0,
+            says: None,
         };
         let puppet = Puppet {
             state: Arc::new(Mutex::new(state)),
@@ -76,6 +79,11 @@ impl Puppet {
     /// From now on it answers candidates so.
     pub fn behave(&self, manner: Manner) {
         self.look(|state| state.manner = manner);
+    }
+
+    /// From now on it says that it is in this term, or says nothing.
+    pub fn say(&self, term: Option<u64>) {
+        self.look(|state| state.says = term);
     }
 
     /// From now on it has the entries up to this one.
@@ -158,6 +166,10 @@ impl Service for Puppet {
                 let end = end_of(&request);
                 Ok(Response::Append(AppendResponse::Matched(end)))
             }
+            Request::Term(_) => match self.look(|state| state.says) {
+                Some(term) => Ok(Response::Term(term)),
+                None => return std::future::pending().boxed(),
+            },
             other => unexpected(&other),
         };
         std::future::ready(answer).boxed()

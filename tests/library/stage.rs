@@ -501,6 +501,7 @@ impl Service for Real {
             match call.request {
                 Request::Vote(_, vote) => group.vote(vote).await.map(Response::Vote),
                 Request::Append(_, append) => group.append(append).await.map(Response::Append),
+                Request::Term(_) => group.term().map(Response::Term),
                 Request::TakeLead(_, take) => group.take_lead(take).await.map(Response::TakeLead),
                 other => unexpected(&other),
             }

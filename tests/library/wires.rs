@@ -33,6 +33,8 @@ use tokio::time::sleep;
 
 /// One way of a message. Never nothing: who tries again at once would stop virtual time.
 const WAY: Duration = Duration::from_millis(1);
+/// Messages of one direction of a stream that are on their way at once.
+const MESSAGES: usize = 64;
 /// How long it takes to notice that nobody listens.
 const REFUSAL: Duration = Duration::from_millis(20);
 
@@ -43,6 +45,8 @@ type Link = (NodeId, NodeId);
 pub struct Wires {
     seats: Mutex<BTreeMap<NodeId, Arc<dyn Service>>>,
     cut: watch::Sender<BTreeSet<Link>>,
+    /// How much longer a way takes.
+    slow: Mutex<BTreeMap<Link, Duration>>,
     /// How long each chunk of a snapshot takes.
     chunk: Mutex<Duration>,
     snapshots: Mutex<Vec<(NodeId, SnapshotHeader)>>,
@@ -87,8 +91,23 @@ impl Wires {
         self.cut_ways(others, some);
     }
 
-    /// Everything arrives.
+    /// What goes from the first nodes to the second ones from now on takes so much longer.
+    pub fn slow_ways(&self, from: &[u64], to: &[u64], longer: Duration) {
+        let ways = from
+            .iter()
+            .flat_map(|from| to.iter().map(|to| (NodeId(*from), NodeId(*to))));
+        lock(&self.slow).extend(ways.map(|way| (way, longer)));
+    }
+
+    /// How long a message takes that leaves now.
+    fn way(&self, from: NodeId, to: NodeId) -> Duration {
+        let longer = lock(&self.slow).get(&(from, to)).copied();
+        WAY + longer.unwrap_or_default()
+    }
+
+    /// Everything arrives, and soon, but for what is on its way.
     pub fn heal(&self) {
+        lock(&self.slow).clear();
         self.cut.send_replace(BTreeSet::new());
     }
 
@@ -167,12 +186,12 @@ impl Cable {
     async fn ask(self, call: Call) -> Result<Response> {
         let deadline = call.deadline;
         let answer = tokio::time::timeout(deadline, async {
-            sleep(WAY).await;
+            sleep(self.wires.way(self.from, self.to)).await;
             if self.wires.is_cut(self.from, self.to) {
                 return std::future::pending().await;
             }
             let answer = self.wires.find(self.to)?.call(call).await;
-            sleep(WAY).await;
+            sleep(self.wires.way(self.to, self.from)).await;
             if self.wires.is_cut(self.to, self.from) {
                 return std::future::pending().await;
             }
@@ -184,6 +203,22 @@ impl Cable {
                 after: deadline,
             })
         })
+    }
+
+    /// The messages of one direction of a stream as they arrive, in order.
+    fn travel<T: Send + 'static>(
+        self,
+        (from, to): Link,
+        messages: BoxStream<'static, T>,
+    ) -> BoxStream<'static, T> {
+        let travelling = messages.map(move |message| {
+            let way = self.wires.way(from, to);
+            async move {
+                sleep(way).await;
+                message
+            }
+        });
+        travelling.buffered(MESSAGES).boxed()
     }
 
     async fn send(
@@ -242,15 +277,10 @@ impl Service for Cable {
             })
             .boxed();
         };
-        let arriving = requests.then(|request| async {
-            sleep(WAY).await;
-            request
-        });
+        let arriving = self.clone().travel((self.from, to), requests);
         let arriving = arriving.take_until(Arc::clone(&self.wires).breaks(self.from, to));
-        let answers = seat.append(route, arriving.boxed()).then(|answer| async {
-            sleep(WAY).await;
-            answer
-        });
+        let answers = seat.append(route, arriving.boxed());
+        let answers = self.clone().travel((to, self.from), answers);
         let answers = answers.take_until(Arc::clone(&self.wires).breaks(self.from, to));
         answers
             .chain(stream::once(async move { Err(broken(to)) }))

@@ -477,6 +477,7 @@ fn kind(request: &Request) -> &'static str {
         Request::ReadPosition(_) => "read position",
         Request::Vote(..) => "vote",
         Request::Append(..) => "beat",
+        Request::Term(_) => "term",
         Request::TakeLead(..) => "take lead",
         Request::Form(_) => "form",
         Request::Join(_) => "join",

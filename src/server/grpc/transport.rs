@@ -361,6 +361,7 @@ impl Carrier {
             Some(Body::Open(route)) => self.open(stream, route),
             Some(Body::Request(entries)) => self.request(stream, entries),
             Some(Body::Beat(beat)) => self.beat(stream, beat),
+            Some(Body::Question(route)) => self.question(stream, route),
             Some(Body::End(_)) => {
                 if let Some(inlet) = self.streams.get_mut(&stream) {
                     inlet.requests = None;
@@ -371,10 +372,9 @@ impl Carrier {
                 self.abort(stream);
                 Ok(())
             }
-            Some(Body::Response(_) | Body::Failed(_)) | None => Err(Error::invalid(
-                "frame",
-                "it is none for the receiving end of a stream",
-            )),
+            Some(Body::Response(_) | Body::Term(_) | Body::Failed(_)) | None => Err(
+                Error::invalid("frame", "it is none for the receiving end of a stream"),
+            ),
         };
         if let Err(error) = taken {
             self.abort(stream);
@@ -405,8 +405,20 @@ impl Carrier {
     fn beat(&mut self, stream: u64, beat: Beat) -> Result<()> {
         let route = convert::route_of(beat.route)?;
         let request = convert::append_of(beat.entries.unwrap_or_default())?;
+        self.answer_one(stream, NodeRequest::Append(route, request));
+        Ok(())
+    }
+
+    fn question(&mut self, stream: u64, route: v1::Route) -> Result<()> {
+        let route = convert::route_of(Some(route))?;
+        self.answer_one(stream, NodeRequest::Term(route));
+        Ok(())
+    }
+
+    /// Answers what has one answer, and waits for nothing else.
+    fn answer_one(&mut self, stream: u64, request: NodeRequest) {
         let call = Call {
-            request: NodeRequest::Append(route, request),
+            request,
             deadline: BEAT_MAX,
             forwarded: false,
             cluster: None,
@@ -415,15 +427,13 @@ impl Carrier {
         self.tasks.spawn(async move {
             let body = match answering.await {
                 Ok(NodeResponse::Append(answer)) => Body::Response(convert::appended_out(answer)),
-                Ok(other) => Body::Failed(encoded(&Error::Internal(format!(
-                    "a beat was answered with {other:?}"
-                )))),
+                Ok(NodeResponse::Term(term)) => Body::Term(term),
+                Ok(other) => Body::Failed(encoded(&unexpected(&other))),
                 Err(error) => Body::Failed(encoded(&error)),
             };
             push(&outbox, stream, body);
             stream
         });
-        Ok(())
     }
 
     fn request(&mut self, stream: u64, entries: v1::Entries) -> Result<()> {
