@@ -171,7 +171,11 @@ fn what(chance: &mut Seeded, kind: u64, nodes: u64) -> What {
         },
         6 => What::Slow {
             node,
-            delay_ms: 1 + chance.below(400),
+            // Now and then longer than an election.
+            delay_ms: match chance.below(3) {
+                0 => 1 + chance.below(1_500),
+                _ => 1 + chance.below(400),
+            },
             clients: chance.below(2) == 0,
             for_ms,
         },

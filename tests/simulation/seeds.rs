@@ -21,6 +21,8 @@ use crate::run::Outcome;
 
 /// Runs at once.
 const THREADS: usize = 2;
+/// Many take long: after so many there is a line about what they came to so far.
+const SEEDS_BETWEEN_LINES: u64 = 500;
 /// A run that needs longer, in real time, goes round in circles.
 const RUN_MAX: Duration = Duration::from_secs(180);
 
@@ -236,6 +238,9 @@ fn collect_one(
         Ok((seed, Some(outcome))) => {
             under_way.remove(&seed);
             total.add(&outcome);
+            if (total.passed + total.failed).is_multiple_of(SEEDS_BETWEEN_LINES) {
+                eprintln!("{total}");
+            }
             if !outcome.violations.is_empty() {
                 println!("{}", report(seed, &outcome));
                 println!("  cargo test --test simulation -- --seed {seed}");
