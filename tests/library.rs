@@ -962,6 +962,9 @@ async fn a_node_whose_group_has_failed_too_often_is_not_ready_and_is_not_missed(
         "{failed}"
     );
     assert_eq!(ask(&address, "/livez").await.0, 200);
+    // It asks the others for what it cannot answer.
+    let through = vec![Arc::clone(&rig.nodes[leader])];
+    support::newest(&through, "failing/").await;
     support::stop_and_verify(load, "failing/", &rig.nodes).await;
     // Whoever starts the node again has it back.
     rig.processes.kill(leader).unwrap();

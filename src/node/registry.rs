@@ -157,7 +157,7 @@ impl Registry {
         })
     }
 
-    /// The replica of the shard that holds a key, once it has something to answer with.
+    /// The replica of the shard that holds a key, while it has something to answer with.
     pub fn shard_of(&self, key: &[u8]) -> Result<Replica> {
         let hosted = self.read();
         let before = hosted
@@ -166,7 +166,7 @@ impl Registry {
             .next_back();
         before
             .and_then(|(_, shard)| hosted.shards.get(shard))
-            .filter(|replica| replica.is_filled() && !replica.reader().is_quarantined())
+            .filter(|replica| replica.serves())
             .filter(|replica| replica.reader().row().descriptor.range.contains(key))
             .cloned()
             .ok_or_else(|| no_shard(key))
