@@ -120,10 +120,7 @@ async fn round(group: &Group, channel: &Arc<dyn Channel>) -> Result<Position> {
             group: group.id(),
             leader: None,
         }),
-        Leadership::Failed => Err(Error::unavailable(
-            group.id(),
-            "its replica here has failed",
-        )),
+        Leadership::Failed => Err(group.failed()),
     }
 }
 

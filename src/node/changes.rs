@@ -497,10 +497,7 @@ fn check_leads(group: &Group) -> Result<()> {
     match leadership {
         Leadership::Leading { .. } => Ok(()),
         Leadership::Following { leader } => Err(not_leader(group, leader)),
-        Leadership::Failed => Err(Error::unavailable(
-            group.id(),
-            "its replica here has failed",
-        )),
+        Leadership::Failed => Err(group.failed()),
     }
 }
 

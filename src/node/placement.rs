@@ -141,10 +141,7 @@ impl PlacementClient {
         match leadership {
             Leadership::Leading { term } => Ok(term),
             Leadership::Following { leader } => Err(not_leader(leader.map(|leader| leader.node))),
-            Leadership::Failed => Err(Error::unavailable(
-                GroupId::Placement,
-                "its replica here has failed",
-            )),
+            Leadership::Failed => Err(group.failed()),
         }
     }
 

@@ -166,10 +166,10 @@ impl Registry {
             .next_back();
         before
             .and_then(|(_, shard)| hosted.shards.get(shard))
-            .filter(|replica| replica.serves())
+            .filter(|replica| replica.is_filled() && !replica.reader().is_quarantined())
             .filter(|replica| replica.reader().row().descriptor.range.contains(key))
-            .cloned()
             .ok_or_else(|| no_shard(key))
+            .and_then(|replica| replica.group().check().map(|()| replica.clone()))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Hosted> {

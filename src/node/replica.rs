@@ -94,13 +94,6 @@ impl Replica {
         self.reader.row().applied.position.is_some()
     }
 
-    /// Whether it can answer: it has applied something, is not set aside, and its group has not been given up
-    /// here. Otherwise other nodes are asked, as if it were not here.
-    pub fn serves(&self) -> bool {
-        let leadership = *self.group.leadership().borrow();
-        self.is_filled() && !self.reader.is_quarantined() && leadership != Leadership::Failed
-    }
-
     /// What it has applied.
     pub fn reader(&self) -> &ShardReader {
         &self.reader
@@ -221,10 +214,7 @@ impl Replica {
                 group: self.group.id(),
                 leader: leader.map(|leader| leader.node),
             }),
-            Leadership::Failed => Err(Error::unavailable(
-                self.group.id(),
-                "its replica here has failed",
-            )),
+            Leadership::Failed => Err(self.group.failed()),
         }
     }
 

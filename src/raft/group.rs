@@ -211,6 +211,22 @@ impl Group {
         self.inner.leadership.subscribe()
     }
 
+    /// Whether the group goes on here.
+    ///
+    /// # Errors
+    /// `Unavailable` when it was reopened too often and is left alone.
+    pub fn check(&self) -> Result<()> {
+        match *self.inner.leadership.borrow() {
+            Leadership::Leading { .. } | Leadership::Following { .. } => Ok(()),
+            Leadership::Failed => Err(self.failed()),
+        }
+    }
+
+    /// What is answered where the group was reopened too often and is left alone.
+    pub fn failed(&self) -> Error {
+        Error::unavailable(self.id(), "its replica here has failed")
+    }
+
     /// How far the replica has applied, and each change of it.
     pub fn applied(&self) -> watch::Receiver<Option<Position>> {
         self.inner.hosted.applied()

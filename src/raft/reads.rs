@@ -48,8 +48,9 @@ use crate::wire::request::Request;
 use crate::wire::request::Response;
 use crate::wire::request::Route;
 
-/// How long a leader looks for a majority before its readers are told that it has none.
-const ROUND_MAX: Duration = Duration::from_millis(900);
+/// How long a leader looks for a majority before its readers are told that it has none. Less than the node's
+/// barrier waits, so that this is what they hear.
+const CONFIRM_MAX: Duration = Duration::from_millis(900);
 /// When a voter that could not be asked is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -66,7 +67,7 @@ impl Group {
     ///
     /// # Errors
     /// `NotLeader` when this replica does not lead, or has been replaced; `Unavailable` when no majority answers
-    /// for 900 ms.
+    /// for 900 ms, or while the group is being reopened.
     pub async fn read_position(&self) -> Result<Position> {
         if mutant::lives(Mutant::LeaderReadsAlone) {
             return Ok(self.inner.hosted.applied().borrow().unwrap_or_default());
@@ -76,7 +77,7 @@ impl Group {
             self.confirm(&claim).await?;
             Ok(claim.position)
         };
-        let position = timeout(ROUND_MAX, round).await;
+        let position = timeout(CONFIRM_MAX, round).await;
         position.unwrap_or_else(|_| {
             Err(Error::unavailable(
                 self.id(),
@@ -140,7 +141,12 @@ impl Group {
                     });
                 }
                 Some((voter, _)) => confirmed.insert(voter),
-                None => return Err(Error::unavailable(self.id(), "it has no voters")),
+                None => {
+                    return Err(Error::unavailable(
+                        self.id(),
+                        "the nodes of its voters are not known",
+                    ));
+                }
             };
         }
         Ok(())
@@ -157,7 +163,7 @@ impl Group {
         loop {
             let call = Call {
                 request: Request::Term(route),
-                deadline: ROUND_MAX,
+                deadline: CONFIRM_MAX,
                 forwarded: false,
                 cluster: None,
             };

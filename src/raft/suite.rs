@@ -625,8 +625,13 @@ async fn a_write_that_the_next_leader_throws_away_is_unknown() {
     let (group, _) = group_with(&engine, &wal, members, Arc::new(Deaf)).await;
     let term = leading(&group).await;
     // Before the others have answered its first heartbeat it takes no write.
+    let raft = group.inner.raft();
     let confirmed = async {
-        while group.read_position().await.is_err() {
+        while raft
+            .get_read_linearizer(openraft::ReadPolicy::ReadIndex)
+            .await
+            .is_err()
+        {
             tokio::task::yield_now().await;
         }
     };

@@ -27,6 +27,7 @@ use futures::stream::BoxStream;
 use futures::stream::Fuse;
 use prost::Message;
 use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tonic::Request;
@@ -59,13 +60,18 @@ use crate::wire::status::Asked;
 /// still for a moment has all of them in memory when it goes on.
 const BYTES_IN_FLIGHT_MAX: usize = 8 * 1024 * 1024;
 
+/// Questions to one node without an answer. A round of reads ends with the quicker voters, and the next one asks
+/// again: a voter that stands still must not find all of them when it goes on. Full: `Overloaded`, and whoever
+/// asks waits a little.
+const QUESTIONS_WAITING_MAX: usize = 1_024;
+
 /// The carrier must be accepted in this time: the receiver does it without asking anyone.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The carrier to one node: opened when first needed, and again after it broke.
 #[derive(Debug, Default)]
 pub struct Carriers {
-    current: tokio::sync::Mutex<Option<Arc<Carrier>>>,
+    current: Arc<tokio::sync::Mutex<Option<Arc<Carrier>>>>,
     room: Arc<Mutex<Option<Room>>>,
 }
 
@@ -77,17 +83,22 @@ impl Carriers {
         headers: MetadataMap,
         what: &Arc<str>,
     ) -> Result<Arc<Carrier>> {
-        let mut current = self.current.lock().await;
+        let mut current = Arc::clone(&self.current).lock_owned().await;
         if let Some(carrier) = &*current
             && carrier.inlets.lock().is_ok()
         {
             return Ok(carrier.clone());
         }
         *current = None;
-        let room = Arc::clone(&self.room);
-        let carrier = Arc::new(Carrier::open(lane, headers, what, room).await?);
-        *current = Some(carrier.clone());
-        Ok(carrier)
+        let (lane, named, room) = (Arc::clone(lane), Arc::clone(what), Arc::clone(&self.room));
+        // Who asks may give up half-way, and again and again: what was begun is for the next one.
+        let opening = tokio::spawn(async move {
+            let carrier = Arc::new(Carrier::open(&lane, headers, &named, room).await?);
+            *current = Some(carrier.clone());
+            Ok(carrier)
+        });
+        let opened = opening.await;
+        opened.unwrap_or_else(|_| Err(Error::unavailable(what, "its append stream was not opened")))
     }
 
     /// How much room the node's disk has, by its last answer; `None` before the first, and after the
@@ -156,32 +167,29 @@ impl Carrier {
             route: Some(transport::route_out(route)),
             entries: Some(transport::append_out(request)),
         };
-        self.ask(Body::Beat(beat)).await?.appended()
-    }
-
-    /// In which term a replica is: the last in which it voted or followed. Waits for no other, as a beat.
-    /// Cancel-safe.
-    pub async fn term(&self, route: Route) -> Result<u64> {
-        let question = Body::Question(transport::route_out(route));
-        match self.ask(question).await? {
-            Answer::Term(term) => Ok(term),
-            Answer::Appended(_) => Err(misplaced()),
-        }
-    }
-
-    /// Sends a frame that has one answer.
-    async fn ask(&self, question: Body) -> Result<Answer> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let mut waiting = Waiting {
             inlets: self.inlets.clone(),
             number,
             answer: self.inlets.open(number)?,
         };
-        if !self.push(number, question) {
+        if !self.push(number, Body::Beat(beat)) {
             return Err(Error::invalid("entries", "too large for one append"));
         }
         let answer = waiting.answer.recv().await;
-        answer.unwrap_or_else(|| Err(Error::unavailable("the receiver", "it gave no answer")))
+        answer.unwrap_or_else(|| Err(no_answer()))
+    }
+
+    /// In which term a replica is: the last in which it voted or followed. Waits for no other, as a beat.
+    /// Cancel-safe: what nobody waits for any more counts among those without an answer until it comes.
+    ///
+    /// # Errors
+    /// `Overloaded` when too many are without an answer.
+    pub async fn term(&self, route: Route) -> Result<u64> {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let answer = self.inlets.open_question(number)?;
+        self.push(number, Body::Question(transport::route_out(route)));
+        answer.await.unwrap_or_else(|_| Err(no_answer()))
     }
 
     fn push(&self, stream: u64, body: Body) -> bool {
@@ -190,31 +198,15 @@ impl Carrier {
     }
 }
 
-/// What comes back on a stream.
-#[derive(Debug)]
-enum Answer {
-    Appended(AppendResponse),
-    Term(u64),
+fn no_answer() -> Error {
+    Error::unavailable("the receiver", "it gave no answer")
 }
 
-impl Answer {
-    fn appended(self) -> Result<AppendResponse> {
-        match self {
-            Answer::Appended(answer) => Ok(answer),
-            Answer::Term(_) => Err(misplaced()),
-        }
-    }
-}
-
-fn misplaced() -> Error {
-    Error::invalid("frame", "it answers something else than what was asked")
-}
-
-/// Whoever waits for the answer to a beat or a question. Dropping it forgets what was asked.
+/// Whoever waits for the answer to a beat. Dropping it forgets the beat.
 struct Waiting {
     inlets: Arc<Inlets>,
     number: u64,
-    answer: mpsc::Receiver<Result<Answer>>,
+    answer: mpsc::Receiver<Result<AppendResponse>>,
 }
 
 impl Drop for Waiting {
@@ -240,50 +232,94 @@ fn asked(what: &str) -> Asked<'_> {
 
 /// Where the answers of each open stream go; the error once the carrier has broken.
 #[derive(Debug)]
-struct Inlets(Mutex<Result<HashMap<u64, Inlet>>>);
+struct Inlets(Mutex<Result<Open>>);
 
-/// Has room for a whole window and for the error that ends the stream: never full.
-type Inlet = mpsc::Sender<Result<Answer>>;
+#[derive(Debug, Default)]
+struct Open {
+    inlets: HashMap<u64, Inlet>,
+    /// How many of them are questions.
+    questions: usize,
+}
+
+impl Open {
+    fn remove(&mut self, stream: u64) -> Option<Inlet> {
+        let removed = self.inlets.remove(&stream)?;
+        self.questions -= usize::from(matches!(removed, Inlet::Question(_)));
+        Some(removed)
+    }
+}
+
+#[derive(Debug)]
+enum Inlet {
+    /// Of appends. Has room for a whole window and for the error that ends the stream: never full.
+    Appends(mpsc::Sender<Result<AppendResponse>>),
+    /// Of a question, whether somebody waits or not.
+    Question(oneshot::Sender<Result<u64>>),
+}
+
+impl Inlet {
+    /// The last that comes.
+    fn fail(self, error: Error) {
+        // Cannot be full, see there; gone if nobody waits.
+        match self {
+            Inlet::Appends(inlet) => drop(inlet.try_send(Err(error))),
+            Inlet::Question(inlet) => drop(inlet.send(Err(error))),
+        }
+    }
+}
 
 impl Default for Inlets {
     fn default() -> Inlets {
-        Inlets(Mutex::new(Ok(HashMap::new())))
+        Inlets(Mutex::new(Ok(Open::default())))
     }
 }
 
 impl Inlets {
-    fn lock(&self) -> MutexGuard<'_, Result<HashMap<u64, Inlet>>> {
+    fn lock(&self) -> MutexGuard<'_, Result<Open>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, stream: u64) -> Result<mpsc::Receiver<Result<Answer>>> {
+    fn open(&self, stream: u64) -> Result<mpsc::Receiver<Result<AppendResponse>>> {
         let (inlet, answers) = mpsc::channel(APPENDS_IN_FLIGHT_MAX + 1);
-        self.lock()
-            .as_mut()
-            .map_err(|error| error.clone())?
-            .insert(stream, inlet);
+        let mut open = self.lock();
+        let open = open.as_mut().map_err(|error| error.clone())?;
+        open.inlets.insert(stream, Inlet::Appends(inlet));
         Ok(answers)
     }
 
+    fn open_question(&self, stream: u64) -> Result<oneshot::Receiver<Result<u64>>> {
+        let (inlet, answer) = oneshot::channel();
+        let mut open = self.lock();
+        let open = open.as_mut().map_err(|error| error.clone())?;
+        if open.questions >= QUESTIONS_WAITING_MAX {
+            return Err(Error::Overloaded {
+                queue: "questions without an answer".to_owned(),
+                retry_after: Duration::from_millis(20),
+            });
+        }
+        open.questions += 1;
+        open.inlets.insert(stream, Inlet::Question(inlet));
+        Ok(answer)
+    }
+
     fn remove(&self, stream: u64) -> Option<Inlet> {
-        self.lock().as_mut().ok()?.remove(&stream)
+        self.lock().as_mut().ok()?.remove(stream)
     }
 
     fn break_with(&self, error: Error) {
-        let inlets = std::mem::replace(&mut *self.lock(), Err(error.clone()));
-        for inlet in inlets.into_iter().flat_map(HashMap::into_values) {
-            // Cannot be full, see there; gone if nobody waits.
-            let _ = inlet.try_send(Err(error.clone()));
+        let open = std::mem::replace(&mut *self.lock(), Err(error.clone()));
+        for inlet in open.into_iter().flat_map(|open| open.inlets.into_values()) {
+            inlet.fail(error.clone());
         }
     }
 
     fn dispatch(&self, frame: v1::AppendFrame) {
         let end = match frame.body {
             Some(Body::Response(answer)) => match transport::appended_of(answer) {
-                Ok(answer) => return self.answer(frame.stream, Answer::Appended(answer)),
+                Ok(answer) => return self.answer(frame.stream, answer),
                 Err(error) => Some(error),
             },
-            Some(Body::Term(term)) => return self.answer(frame.stream, Answer::Term(term)),
+            Some(Body::Term(term)) => return self.answer_question(frame.stream, term),
             Some(Body::End(_)) => None,
             Some(Body::Failed(detail)) => Some(status::from_detail_bytes(detail)),
             Some(
@@ -299,24 +335,37 @@ impl Inlets {
             )),
         };
         if let (Some(inlet), Some(error)) = (self.remove(frame.stream), end) {
-            let _ = inlet.try_send(Err(error));
+            inlet.fail(error);
         }
     }
 
-    fn answer(&self, stream: u64, answer: Answer) {
-        let mut inlets = self.lock();
-        let Ok(inlets) = &mut *inlets else { return };
-        // A stream that is not there was given up: its last answers may still come.
-        let Some(inlet) = inlets.get(&stream) else {
-            return;
+    fn answer(&self, stream: u64, answer: AppendResponse) {
+        let mut open = self.lock();
+        let Ok(open) = &mut *open else { return };
+        let complaint = match open.inlets.get(&stream) {
+            // It was given up: its last answers may still come.
+            None => return,
+            Some(Inlet::Appends(inlet)) if inlet.capacity() > 1 => {
+                let _ = inlet.try_send(Ok(answer));
+                return;
+            }
+            Some(Inlet::Appends(_)) => "there are more answers than requests",
+            Some(Inlet::Question(_)) => "it answers no question",
         };
-        if inlet.capacity() > 1 {
-            let _ = inlet.try_send(Ok(answer));
-            return;
+        if let Some(inlet) = open.remove(stream) {
+            inlet.fail(Error::invalid("frame", complaint));
         }
-        let error = Error::invalid("frame", "there are more answers than requests");
-        let _ = inlet.try_send(Err(error));
-        inlets.remove(&stream);
+    }
+
+    fn answer_question(&self, stream: u64, term: u64) {
+        match self.remove(stream) {
+            // Gone if nobody waits.
+            Some(Inlet::Question(inlet)) => drop(inlet.send(Ok(term))),
+            Some(inlet @ Inlet::Appends(_)) => {
+                inlet.fail(Error::invalid("frame", "it answers no append"));
+            }
+            None => {}
+        }
     }
 }
 
@@ -387,7 +436,7 @@ struct Appends {
     number: u64,
     requests: Fuse<BoxStream<'static, AppendRequest>>,
     requests_ended: bool,
-    answers: mpsc::Receiver<Result<Answer>>,
+    answers: mpsc::Receiver<Result<AppendResponse>>,
     /// Bytes of each request that was taken and whose answer nobody has polled yet.
     in_flight: VecDeque<usize>,
     bytes_in_flight: usize,
@@ -461,8 +510,7 @@ impl Stream for Appends {
             self.end();
             return Poll::Ready(Some(Err(error)));
         }
-        let answer = self.answers.poll_recv(context);
-        match answer.map(|answer| answer.map(|answer| answer.and_then(Answer::appended))) {
+        match self.answers.poll_recv(context) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(answer))) => {
                 self.answered();
@@ -492,5 +540,57 @@ impl Appends {
 impl Drop for Appends {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(stream: u64, body: Body) -> v1::AppendFrame {
+        let body = Some(body);
+        v1::AppendFrame { stream, body }
+    }
+
+    fn appended() -> Body {
+        Body::Response(transport::appended_out(AppendResponse::Matched(None)))
+    }
+
+    #[test]
+    fn a_question_counts_until_its_answer_comes_whether_somebody_waits_or_not() {
+        let inlets = Inlets::default();
+        let most = QUESTIONS_WAITING_MAX as u64;
+        (1..most).for_each(|stream| drop(inlets.open_question(stream).unwrap()));
+        let mut last = inlets.open_question(most).unwrap();
+        let refused = inlets.open_question(most + 1).unwrap_err();
+        assert!(matches!(refused, Error::Overloaded { .. }), "{refused:?}");
+        inlets.dispatch(frame(1, Body::Term(7)));
+        inlets.dispatch(frame(2, Body::Failed(Default::default())));
+        for stream in [most + 1, most + 2] {
+            inlets.open_question(stream).unwrap();
+        }
+        inlets.open_question(most + 3).unwrap_err();
+        inlets.dispatch(frame(most, Body::Term(9)));
+        assert_eq!(last.try_recv().unwrap(), Ok(9));
+        // Once more, and of a stream that never was: nobody is there.
+        inlets.dispatch(frame(most, Body::Term(10)));
+        inlets.dispatch(frame(5 * most, Body::Term(10)));
+        inlets.break_with(Error::unavailable("n2", "it broke"));
+        inlets.open_question(most + 4).unwrap_err();
+    }
+
+    #[test]
+    fn an_answer_of_another_kind_than_was_asked_for_ends_the_stream() {
+        let inlets = Inlets::default();
+        let mut appends = inlets.open(1).unwrap();
+        let mut question = inlets.open_question(2).unwrap();
+        inlets.dispatch(frame(1, Body::Term(7)));
+        inlets.dispatch(frame(2, appended()));
+        assert!(matches!(appends.try_recv(), Ok(Err(Error::Invalid { .. }))));
+        assert!(matches!(
+            question.try_recv(),
+            Ok(Err(Error::Invalid { .. }))
+        ));
+        assert_eq!(inlets.lock().as_ref().unwrap().questions, 0);
     }
 }

@@ -325,7 +325,7 @@ async fn send(peer: &Peer, headers: MetadataMap, call: Call) -> Result<Response>
 }
 
 /// Heartbeats of all groups, and questions beside them, share one stream of frames, so that idle groups cost
-/// a frame and not a call, and what nobody waits for any more costs nothing.
+/// a frame and not a call, and giving up what is slow disturbs nothing else.
 async fn framed<T>(
     peer: &Peer,
     headers: MetadataMap,
@@ -339,7 +339,7 @@ async fn framed<T>(
     let answer = timeout_at(Instant::now() + within.min(DEADLINE_MAX), answered).await;
     answer.unwrap_or_else(|_| {
         Err(Error::Timeout {
-            what: format!("a heartbeat to {}", peer.what),
+            what: format!("a heartbeat or question to {}", peer.what),
             after: within,
         })
     })

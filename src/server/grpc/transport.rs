@@ -56,7 +56,7 @@ use crate::wire::request::Service;
 use crate::wire::status::to_detail;
 use crate::wire::status::to_status;
 
-/// How long a beat may take here: whoever sent it does not wait longer.
+/// How long a beat or a question may take here: whoever sent it does not wait longer.
 const BEAT_MAX: Duration = Duration::from_secs(1);
 
 /// Answers `Transport`.
