@@ -4,6 +4,12 @@
 pub mod command;
 pub mod state;
 pub mod machine;
+pub mod rule;
+pub mod policy;
+pub mod node;
+pub mod shard;
+pub mod operator;
+pub mod view;
 
 pub use command::PlacementAnswer;
 pub use command::PlacementCommand;
@@ -11,4 +17,9 @@ pub use machine::PlacementMachine;
 pub use machine::PlacementReader;
 pub use machine::replicas;
 pub use machine::seed;
+pub use node::NodeView;
+pub use operator::Operator;
+pub use policy::Policy;
+pub use shard::ShardView;
 pub use state::PlacementState;
+pub use view::View;
