@@ -1,8 +1,10 @@
 //! Runs the transcripts under `tests/scripts` on both engines. A stanza is prose, commands, `---`, and
-//! what came out, one line for each command. `UPDATE_GOLDEN=1` writes what comes out; a person reads
+//! what came out, a line for each command, or several. `UPDATE_GOLDEN=1` writes what comes out; a person reads
 //! the change.
 
 #![allow(clippy::unwrap_used)]
+
+mod drawing;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use drawing::Drawing;
 use quorate::codec::layout;
 use quorate::codec::layout::Family;
 use quorate::codec::layout::Place;
@@ -98,9 +101,21 @@ fn routes_scripts() {
     run_all("routes", |_| Box::new(RoutesScript::default()));
 }
 
-/// Something that takes commands and answers each with a line.
+/// No engine is asked either.
+#[test]
+fn placement_scripts() {
+    run_all("placement", |_| Box::new(Drawing::default()));
+}
+
+/// Something that takes commands and answers each, with a line or with several.
 trait Script {
     fn run(&mut self, command: &str) -> String;
+}
+
+impl Script for Drawing {
+    fn run(&mut self, command: &str) -> String {
+        self.answer(command)
+    }
 }
 
 /// An engine that can be closed and opened again, as it was left or as it was flushed.

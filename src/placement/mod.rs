@@ -1,5 +1,10 @@
 //! Where shards live: who the nodes are, which shards there are, which ids were given out. Replicated
 //! by a group of its own, on which the data path does not depend.
+//!
+//! What is replicated is in [`state`]. What follows from it and from the nodes' reports is decided here and
+//! kept nowhere: a [`view`] of the cluster at one moment, by the thresholds of one [`policy`] and the
+//! [`rule`]s that people have set, gives a [`mod@plan`]: operators, each to be recorded and then carried out
+//! step by step by the leader of its shard.
 
 pub mod command;
 pub mod state;
@@ -10,6 +15,7 @@ pub mod node;
 pub mod shard;
 pub mod operator;
 pub mod view;
+pub mod plan;
 
 pub use command::PlacementAnswer;
 pub use command::PlacementCommand;
@@ -19,6 +25,8 @@ pub use machine::replicas;
 pub use machine::seed;
 pub use node::NodeView;
 pub use operator::Operator;
+pub use plan::explain;
+pub use plan::plan;
 pub use policy::Policy;
 pub use shard::ShardView;
 pub use state::PlacementState;

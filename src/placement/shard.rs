@@ -36,7 +36,7 @@ pub struct ShardView {
     pub learners: BTreeSet<ReplicaId>,
     /// The replica that leads; `None` while nobody has said so.
     pub leader: Option<ReplicaId>,
-    /// How long it has led.
+    /// How long it has led, or, in a shard that was split off since, its node led the shard before.
     pub led_for: Duration,
     /// How many entries each replica lacks. One that is not here has not been heard of by the leader.
     pub lags: BTreeMap<ReplicaId, u64>,

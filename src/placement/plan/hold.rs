@@ -1,0 +1,255 @@
+//! What holds placement back from doing something with a shard, and what it has found about each aim, for
+//! people who ask why. Decides only.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::placement::node::Unfit;
+use crate::placement::operator::Action;
+use crate::placement::operator::Aim;
+use crate::placement::rule::Label;
+use crate::types::Key;
+use crate::types::NodeId;
+use crate::types::ShardId;
+use crate::types::shard::Replica;
+
+/// Why a node does not get a replica of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Excluded {
+    /// It has one.
+    Holds,
+    /// It gets nothing new.
+    Unfit(Unfit),
+    /// The rule requires this label, or forbids it.
+    Label(Label),
+    /// Its disk has no room for it.
+    Full,
+}
+
+impl fmt::Display for Excluded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Excluded::Holds => write!(f, "has one"),
+            Excluded::Unfit(unfit) => write!(f, "{unfit}"),
+            Excluded::Label(label) => write!(f, "is excluded by {label}"),
+            Excluded::Full => write!(f, "has no room"),
+        }
+    }
+}
+
+/// A number of things that may be under way at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Replicas that come to a node.
+    Arriving,
+    /// Replicas that a node's leaders send.
+    Sending,
+    /// Replicas on their way in the cluster.
+    Moves,
+    /// Leads passed on from or to a node.
+    Transfers,
+    /// Splits in the cluster.
+    Splits,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::Arriving => "replicas on their way to each node that would do",
+            Limit::Sending => "replicas sent by the leader's node",
+            Limit::Moves => "replicas on their way in the cluster",
+            Limit::Transfers => "leads passed on from or to the node",
+            Limit::Splits => "shards being split",
+        })
+    }
+}
+
+/// Why something that is wanted is not planned now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Hold {
+    /// Something else is being done with the shard.
+    Operator(String),
+    /// Nobody is known to lead the shard, or the leader's node or a majority is silent: there is nobody to do
+    /// it.
+    NoLeader,
+    /// A replica is being added already.
+    Learner(Replica),
+    /// A node may come back.
+    Silent {
+        /// The node.
+        node: NodeId,
+        /// How long it has been silent.
+        silent_for: Duration,
+        /// When it is given up.
+        replace_after: Duration,
+    },
+    /// There is no node for a replica.
+    NoNode(Vec<(NodeId, Excluded)>),
+    /// There is no node for a replica in a zone with fewer of them.
+    NoZone {
+        /// Replicas in the fullest zone.
+        replicas: usize,
+    },
+    /// No other replica can lead: it lags, or its node must not.
+    NoSuccessor,
+    /// Without the replica too few would be left that answer.
+    FewLeft {
+        /// Replicas that would be left and answer.
+        live: usize,
+        /// Replicas that would be left.
+        left: usize,
+    },
+    /// So many at once are enough.
+    Limit(Limit, usize),
+    /// The replica, or the leader, has come to its node lately.
+    Rests,
+    /// The nodes are close to each other already.
+    Even {
+        /// What is counted: `MiB`.
+        unit: &'static str,
+        /// Where it is.
+        from: NodeId,
+        /// What is there.
+        here: u64,
+        /// Where it would go best.
+        to: NodeId,
+        /// What is there.
+        there: u64,
+        /// The difference that is needed: what goes, and the hysteresis.
+        needed: u64,
+    },
+    /// Nothing is known yet about where the load is.
+    Samples {
+        /// Keys in the sample.
+        known: usize,
+        /// How many it takes.
+        needed: usize,
+    },
+    /// The load has not lasted yet.
+    Brief {
+        /// How long it has lasted.
+        busy_for: Duration,
+        /// How long it takes.
+        needed: Duration,
+    },
+    /// One key has so much of the load that no split relieves the shard.
+    HotKey {
+        /// The key.
+        key: Key,
+        /// Its share of the load, in percent.
+        percent: u64,
+    },
+    /// A single key cannot be split.
+    OneKey,
+}
+
+impl Hold {
+    /// By how much two nodes differ, when they differ by too little.
+    pub(super) fn gap(&self) -> Option<u64> {
+        if let Hold::Even { here, there, .. } = self {
+            return Some(here.saturating_sub(*there));
+        }
+        None
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hold::Operator(operator) => write!(f, "under way: {operator}"),
+            Hold::NoLeader => write!(f, "no majority with a leader answers"),
+            Hold::Learner(learner) => {
+                write!(f, "{} is being added on {}", learner.id, learner.node)
+            }
+            Hold::Silent {
+                node,
+                silent_for,
+                replace_after,
+            } => write!(
+                f,
+                "{node} is silent for {} s and is given up after {} s",
+                silent_for.as_secs(),
+                replace_after.as_secs()
+            ),
+            Hold::NoNode(excluded) => {
+                write!(f, "no node for a replica:")?;
+                excluded
+                    .iter()
+                    .enumerate()
+                    .try_for_each(|(place, (node, why))| {
+                        let comma = if place == 0 { "" } else { "," };
+                        write!(f, "{comma} {node} {why}")
+                    })
+            }
+            Hold::NoZone { replicas } => {
+                write!(
+                    f,
+                    "{replicas} in one zone, and no node in another for one of them"
+                )
+            }
+            Hold::NoSuccessor => write!(f, "no other replica can lead"),
+            Hold::FewLeft { live, left } => {
+                write!(f, "only {live} of the {left} left would answer")
+            }
+            Hold::Limit(limit, max) => write!(f, "limit: there are {max} {limit}"),
+            Hold::Rests => write!(f, "hysteresis: it has come there only lately"),
+            Hold::Even {
+                unit,
+                from,
+                here,
+                to,
+                there,
+                needed,
+            } => write!(
+                f,
+                "hysteresis: {here} {unit} on {from} and {there} on {to} differ by no more than {needed}"
+            ),
+            Hold::Samples { known, needed } => {
+                write!(f, "{known} sampled keys of {needed} that are needed")
+            }
+            Hold::Brief { busy_for, needed } => write!(
+                f,
+                "hysteresis: busy for {} s of {} s",
+                busy_for.as_secs(),
+                needed.as_secs()
+            ),
+            Hold::HotKey { key, percent } => write!(
+                f,
+                "one hot key: {} has {percent} % of the load",
+                key.escape_ascii()
+            ),
+            Hold::OneKey => write!(f, "it has one key alone"),
+        }
+    }
+}
+
+/// What came of one aim.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finding {
+    /// Nothing is to be done for it.
+    InOrder,
+    /// This is done next.
+    Planned(Action, String),
+    /// Something would have to be done.
+    Held(Hold),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Finding::InOrder => write!(f, "in order"),
+            Finding::Planned(action, reason) => write!(f, "{action}, since {reason}"),
+            Finding::Held(hold) => write!(f, "held: {hold}"),
+        }
+    }
+}
+
+/// What was considered for one shard, most urgent first. Ends at what is planned, under way, or
+/// waits for its turn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// The shard.
+    pub shard: ShardId,
+    /// What came of each aim.
+    pub findings: Vec<(Aim, Finding)>,
+}
