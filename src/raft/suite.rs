@@ -588,6 +588,8 @@ impl Service for Deaf {
             Request::Append(_, beat) => {
                 Ok(Response::Append(AppendResponse::Matched(beat.previous)))
             }
+            // It follows somebody else by now.
+            Request::Term(_) => Ok(Response::Term(u64::MAX)),
             other => Err(Error::Internal(format!("{other:?} was asked"))),
         };
         std::future::ready(answer).boxed()
@@ -608,6 +610,24 @@ impl Service for Deaf {
     ) -> BoxFuture<'static, Result<Vote>> {
         std::future::pending().boxed()
     }
+}
+
+/// One voter of two is no majority without the other, and that one has seen a later leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_reads_nothing_when_a_voter_that_it_needs_has_seen_a_later_one() {
+    let directory = Ground::Memory.directory();
+    let engine = Ground::Memory.engine(directory.path());
+    let wal = open_wal(directory.path());
+    wal.born(REPLICA, Default::default()).await.unwrap();
+    let replicas = [1, 2].map(|number| Replica {
+        id: ReplicaId(number),
+        node: NodeId(number),
+    });
+    let members = Membership::of(&replicas);
+    let (group, _) = group_with(&engine, &wal, members, Arc::new(Deaf)).await;
+    leading(&group).await;
+    let refused = group.read_position().await.unwrap_err();
+    assert!(matches!(refused, Error::NotLeader { .. }), "{refused:?}");
 }
 
 /// The next leader has not got the write, and a third replica may have: the leader after that may commit it.
