@@ -562,7 +562,8 @@ async fn whoever_waits_for_a_replica_that_ends_is_told() {
     assert!(matches!(waited, Err(Error::NotFound { .. })));
 }
 
-/// Another voter: it grants every vote, answers heartbeats, and never says that it has an entry.
+/// Another voter: it grants every vote, answers heartbeats, never says that it has an entry, and when it is asked
+/// for its term has seen a later leader.
 struct Deaf;
 
 impl Channel for Deaf {
@@ -588,7 +589,6 @@ impl Service for Deaf {
             Request::Append(_, beat) => {
                 Ok(Response::Append(AppendResponse::Matched(beat.previous)))
             }
-            // It follows somebody else by now.
             Request::Term(_) => Ok(Response::Term(u64::MAX)),
             other => Err(Error::Internal(format!("{other:?} was asked"))),
         };
@@ -612,27 +612,8 @@ impl Service for Deaf {
     }
 }
 
-/// One voter of two is no majority without the other, and that one has seen a later leader.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leader_reads_nothing_when_a_voter_that_it_needs_has_seen_a_later_one() {
-    let directory = Ground::Memory.directory();
-    let engine = Ground::Memory.engine(directory.path());
-    let wal = open_wal(directory.path());
-    wal.born(REPLICA, Default::default()).await.unwrap();
-    let replicas = [1, 2].map(|number| Replica {
-        id: ReplicaId(number),
-        node: NodeId(number),
-    });
-    let members = Membership::of(&replicas);
-    let (group, _) = group_with(&engine, &wal, members, Arc::new(Deaf)).await;
-    leading(&group).await;
-    let refused = group.read_position().await.unwrap_err();
-    assert!(matches!(refused, Error::NotLeader { .. }), "{refused:?}");
-}
-
-/// The next leader has not got the write, and a third replica may have: the leader after that may commit it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_the_next_leader_throws_away_is_unknown() {
+/// One that leads, with [`Deaf`] for its only other voter, in which term, and what it stands on.
+async fn beside_the_deaf() -> (Group, u64, (TempDir, Wal)) {
     let directory = Ground::Memory.directory();
     let engine = Ground::Memory.engine(directory.path());
     let wal = open_wal(directory.path());
@@ -644,6 +625,21 @@ async fn a_write_that_the_next_leader_throws_away_is_unknown() {
     let members = Membership::of(&replicas);
     let (group, _) = group_with(&engine, &wal, members, Arc::new(Deaf)).await;
     let term = leading(&group).await;
+    (group, term, (directory, wal))
+}
+
+/// One voter of two is no majority without the other, and that one has seen a later leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_reads_nothing_when_a_voter_that_it_needs_has_seen_a_later_one() {
+    let (group, _, _ground) = beside_the_deaf().await;
+    let refused = group.read_position().await.unwrap_err();
+    assert!(matches!(refused, Error::NotLeader { .. }), "{refused:?}");
+}
+
+/// The next leader has not got the write, and a third replica may have: the leader after that may commit it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_the_next_leader_throws_away_is_unknown() {
+    let (group, term, _ground) = beside_the_deaf().await;
     // Before the others have answered its first heartbeat it takes no write.
     let raft = group.inner.raft();
     let confirmed = async {
