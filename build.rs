@@ -10,7 +10,7 @@ use tonic_prost_build::FileDescriptorSet;
 /// The file whose services nodes offer each other, and where what is made of them goes.
 const BETWEEN_NODES_FILE: &str = "quorate/v1/transport.proto";
 const BETWEEN_NODES: &str = "between-nodes";
-const FILES: [&str; 5] = ["kv", "cluster", "placement", "transport", "error"];
+const FILES: [&str; 6] = ["kv", "cluster", "admin", "placement", "transport", "error"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -79,6 +79,7 @@ fn view(shards: u64, nodes: u64) -> View {
         shard.bytes = 30 << 20;
         shard.keys = 1_000;
         shard.load.operations = id % 7;
+        shard.steady = shard.load;
         view.shards.insert(ShardId(id), shard);
     }
     view

@@ -137,6 +137,12 @@ pub enum Error {
         /// What.
         what: String,
     },
+    /// There is no keyspace of that name, or none any more; placement has said so.
+    #[error("there is no keyspace {name}; nothing was done")]
+    NoKeyspace {
+        /// The name.
+        name: String,
+    },
     /// Something of ours failed. The chain is a sentence.
     #[error("{0}")]
     Internal(String),
@@ -201,16 +207,18 @@ impl Error {
             | Error::Spanning { .. }
             | Error::WrongCluster { .. }
             | Error::WrongNode { .. }
-            | Error::NotFound { .. } => Effect::None,
+            | Error::NotFound { .. }
+            | Error::NoKeyspace { .. } => Effect::None,
         }
     }
 
     /// What to do next?
     pub fn advice(&self) -> Advice {
         match self {
-            Error::Invalid { .. } | Error::Spanning { .. } | Error::WrongCluster { .. } => {
-                Advice::Fix
-            }
+            Error::Invalid { .. }
+            | Error::Spanning { .. }
+            | Error::WrongCluster { .. }
+            | Error::NoKeyspace { .. } => Advice::Fix,
             Error::NotLeader { leader, .. } => Advice::Redirect(*leader),
             Error::StaleEpoch { .. } | Error::WrongNode { .. } | Error::NotFound { .. } => {
                 Advice::Redirect(None)

@@ -30,7 +30,8 @@
 //! mvcc, engine                 the versions and the applied position in one atomic batch
 //! ```
 //!
-//! Which shard holds a key is looked up at each step, by whoever is there: the client's routes and the
+//! A key of a keyspace ([`types::keyspace`]) becomes a stored key at `server::handler`, and its own again in the
+//! answer. Which shard holds a key is looked up at each step, by whoever is there: the client's routes and the
 //! entering node's ([`node::routes`]) are hints, the replica's own row decides, and a refusal says what is
 //! current. The outcome goes back the same way. A linearizable get asks [`node::barrier`] for a position first
 //! and reads when that is applied here. A crash takes at most what was not flushed from the engine; the log

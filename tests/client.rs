@@ -539,6 +539,18 @@ async fn the_whole_cluster_is_found_from_one_address_and_silence_is_named() {
     assert_eq!(cluster.state().leader, Some(3));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_without_a_replica_of_placement_does_not_end_the_transfer_of_its_leader() {
+    let cluster = Cluster::new();
+    let what = GroupId::Placement.to_string();
+    cluster.fault(1, Fault::Refuse(Error::NotFound { what }));
+    let admin = Admin::new(sender(&cluster, "n1:7400,n2:7400,n3:7400"));
+    let to = Some(NodeId(3));
+    let transferred = admin.transfer_leader(GroupId::Placement, to, None).await;
+    assert_eq!(transferred, Ok(()));
+    assert_eq!(cluster.take_calls(), "n1 transfer n2 transfer");
+}
+
 fn any_fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         Just(Fault::LoseAnswer),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod fake;
+mod placing;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -225,6 +226,45 @@ async fn what_cannot_be_understood_exits_with_three_and_help_with_none() {
         &["shard", "split", "--prefix", "p", "--count", "1"],
         &["shard", "split", "s0", "--at", "m"],
         &["shard", "list", "--prefix", "x", "--hex"],
+        &["shard", "explain"],
+        &["shard", "explain", "xyz", "--hex"],
+        &["shard", "merge"],
+        &["shard", "merge", "s0"],
+        &["shard", "merge", "xyz", "--hex"],
+        &["shard", "move", "s1", "--from", "n1"],
+        &["shard", "move", "placement", "--from", "n1", "--to", "n2"],
+        &["node", "drain"],
+        &["node", "drain", "first"],
+        &["node", "decommission", "4x"],
+        &["operator", "cancel"],
+        &["placement", "set", "split_bytes"],
+        &["placement", "set", "split_bytes", ""],
+        &["placement", "reset"],
+        &["rule", "set"],
+        &["rule", "set", "a", "--replicas", "2"],
+        &["rule", "set", "a", "--require", "zone"],
+        &["rule", "set", "a", "--spread", "a b"],
+        &[
+            "rule",
+            "set",
+            "a",
+            "--require",
+            "zone=a",
+            "--forbid",
+            "zone=a",
+        ],
+        &["rule", "set", "a", "--file", "b"],
+        &["rule", "set", "--file", "b", "--replicas", "3"],
+        &["rule", "set", "--file", "/there/is/no/such/file"],
+        &["rule", "delete"],
+        &["keyspace", "create"],
+        &["keyspace", "create", "A"],
+        &["keyspace", "create", "a", "--buckets", "4"],
+        &["keyspace", "create", "a", "--hash", "--buckets", "3"],
+        &["keyspace", "create", "a", "--hash", "--parts", "257"],
+        &["keyspace", "create", "a", "--prefix", ""],
+        &["keyspace", "delete"],
+        &["get", "a", "--keyspace", "A"],
         &["bench", "write"],
         &["put", "a", "b", "--request-id", "00"],
         &["import", "/there/is/no/such/file"],
@@ -1140,4 +1180,65 @@ async fn the_binary_exits_with_two_where_nobody_listens() {
         .await
         .unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_of_a_keyspace_are_apart_from_all_others() {
+    let cluster = Cluster::new();
+    let said = typed(&cluster, &["keyspace", "create", "users"]).await;
+    let line = "created keyspace users: ordered, behind users/\n";
+    assert_eq!((said.code, said.out()), (0, line));
+    let hash = ["keyspace", "create", "orders", "--hash", "--buckets", "4"];
+    let said = typed(&cluster, &hash).await;
+    let line = "created keyspace orders: 4 buckets in 4 parts, behind orders/\n";
+    assert_eq!(said.out(), line);
+    assert_eq!(typed(&cluster, &hash).await.code, 3, "it is taken");
+    typed(&cluster, &["put", "a", "raw"]).await;
+    for keyspace in ["users", "orders"] {
+        let put = ["put", "--keyspace", keyspace, "a", keyspace];
+        assert_eq!(typed(&cluster, &put).await.code, 0);
+        let got = typed(&cluster, &["get", "--keyspace", keyspace, "a"]).await;
+        assert_eq!(got.out(), keyspace);
+        let scan = ["scan", "--keyspace", keyspace];
+        let scan = typed(&cluster, &scan).await;
+        assert_eq!(scan.out(), format!("a\t{keyspace}\n"));
+        assert_eq!(scan.err.contains("bucket by bucket"), keyspace == "orders");
+    }
+    assert_eq!(typed(&cluster, &["get", "a"]).await.out(), "raw");
+    let keys: Vec<Vec<u8>> = values(&cluster).into_keys().collect();
+    assert_eq!(keys.len(), 3);
+    assert_eq!(keys[2], b"users/a");
+    let cas = [
+        "cas",
+        "--keyspace",
+        "users",
+        "a",
+        "new",
+        "--expect",
+        "users",
+    ];
+    assert_eq!(typed(&cluster, &cas).await.code, 0);
+    assert_eq!(typed(&cluster, &cas).await.code, 1, "it is another now");
+
+    let delete = ["keyspace", "delete", "orders"];
+    assert_eq!(typed(&cluster, &delete).await.code, 3, "it has keys");
+    let all = ["delete", "--keyspace", "orders", "--all"];
+    assert_eq!(typed(&cluster, &all).await.out(), "deleted 1\n");
+    let said = typed(&cluster, &delete).await;
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    let listed = typed(&cluster, &["keyspace", "list", "-o", "json"])
+        .await
+        .json();
+    let users = json!({ "name": "users", "prefix": "users/", "kind": "ordered", "deleted": false });
+    assert_eq!(listed, json!({ "keyspaces": [users] }));
+    let listed = typed(&cluster, &["keyspace", "list", "--deleted"]).await;
+    let row = " orders  orders/  hash     4        4      deleted ";
+    assert!(listed.out().contains(row), "{}", listed.out());
+    let gone = typed(&cluster, &["get", "--keyspace", "orders", "a"]).await;
+    assert_eq!(gone.code, 4);
+    assert!(
+        gone.err.contains("there is no keyspace orders"),
+        "{}",
+        gone.err
+    );
 }

@@ -15,8 +15,10 @@ use clap::Parser;
 use quorate::config;
 use quorate::config::ConfigError;
 use quorate::config::flags::ServeFlags;
+use quorate::server::handler::Handler;
 use quorate::server::http;
 use quorate::server::http::Check;
+use quorate::server::http::console::Source;
 use quorate::server::options::Bytes;
 use quorate::server::options::LogFormat;
 use quorate::server::options::Options;
@@ -299,7 +301,11 @@ async fn the_http_port_says_what_holds_and_stops_when_told() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let served = tokio::spawn(http::serve(listener, Arc::new(checks), async {
+    let console = Source {
+        service: Arc::new(Handler::new()),
+        identity: Arc::new(|| None),
+    };
+    let served = tokio::spawn(http::serve(listener, Arc::new(checks), console, async {
         stopped.await.unwrap();
     }));
 
@@ -318,6 +324,17 @@ async fn the_http_port_says_what_holds_and_stops_when_told() {
     assert!(text.contains("quorate_groups_failed_count 1"), "{text}");
     assert!(text.contains("process_resident_memory_bytes "), "{text}");
     assert_eq!(ask(address, "/nothing").await.0, 404);
+
+    let (status, page) = ask(address, "/console/").await;
+    assert!(status == 200 && page.contains("console.js"), "{page}");
+    assert_eq!(ask(address, "/console").await.0, 308);
+    for (file, begins) in [("console.js", "// The console"), ("console.css", "/*")] {
+        let (status, text) = ask(address, &format!("/console/{file}")).await;
+        assert!(status == 200 && text.starts_with(begins), "{file}");
+    }
+    let (status, text) = ask(address, "/console/state.json").await;
+    assert!(status == 503 && text.contains("it is starting"), "{text}");
+    assert_eq!(ask(address, "/console/explain.json?shard=x").await.0, 400);
 
     stop.send(()).unwrap();
     served.await.unwrap().unwrap();

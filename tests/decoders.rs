@@ -41,9 +41,16 @@ use quorate::placement;
 use quorate::placement::PlacementCommand;
 use quorate::placement::PlacementMachine;
 use quorate::shard;
+use quorate::shard::Command;
 use quorate::shard::ShardMachine;
 use quorate::shard::Slots;
 use quorate::shard::command::Answer;
+use quorate::shard::command::Body;
+use quorate::shard::merge_command::Absorb;
+use quorate::shard::merge_command::MergeOutcome;
+use quorate::shard::merge_command::MergeStep;
+use quorate::shard::merge_command::Prepare;
+use quorate::shard::merge_command::Unfreeze;
 use quorate::testkit::decoders;
 use quorate::testkit::decoders::Decoder;
 use quorate::types::ClusterId;
@@ -52,12 +59,18 @@ use quorate::types::Incarnation;
 use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
+use quorate::types::Position;
 use quorate::types::ReplicaId;
 use quorate::types::RequestId;
 use quorate::types::ShardId;
 use quorate::types::Timestamp;
+use quorate::types::keyspace::Buckets;
+use quorate::types::keyspace::Definition;
+use quorate::types::keyspace::Keyspace;
+use quorate::types::keyspace::Layout as KeyLayout;
 use quorate::types::node::Member;
 use quorate::types::request::WriteOutcome;
+use quorate::types::shard::Attempt;
 use quorate::types::shard::Epoch;
 use quorate::types::shard::Replica;
 use quorate::types::shard::ShardDescriptor;
@@ -281,6 +294,9 @@ async fn gather() -> Samples {
     if !data.join("members").exists() {
         fs::write(data.join("members"), members()).unwrap();
     }
+    if !data.join("keyspaces").exists() {
+        fs::write(data.join("keyspaces"), keyspaces()).unwrap();
+    }
     let engine = SledEngine::open(&data.join("engine"), &Options::default()).unwrap();
     for (name, bytes) in decoders::samples(&data, &engine).unwrap() {
         add(name, bytes);
@@ -307,7 +323,19 @@ fn members() -> Vec<u8> {
         node_address: "127.0.0.1:7411".to_owned(),
         client_address: "127.0.0.1:7410".to_owned(),
     };
-    let mut bytes = value::encode(1, &vec![member]);
+    checked(value::encode(1, &vec![member]))
+}
+
+fn keyspaces() -> Vec<u8> {
+    let layout = KeyLayout::Hash(Buckets::of(None, None));
+    let definition = Definition {
+        keyspace: Keyspace::new("orders".parse().unwrap(), None, layout).unwrap(),
+        retired: false,
+    };
+    checked(value::encode(1, &vec![definition]))
+}
+
+fn checked(mut bytes: Vec<u8>) -> Vec<u8> {
     let checksum = crc32c::crc32c(&bytes);
     bytes.extend(checksum.to_be_bytes());
     bytes
@@ -332,6 +360,11 @@ const TEXTS: &[(&str, &str)] = &[
     ("argument", "127.0.0.1:7401,127.0.0.1:7411"),
     ("argument", "64MiB"),
     ("argument", "1h 30m"),
+    ("argument", "zone=a"),
+    (
+        "rule file",
+        "[[rule]]\nprefix = \"user/\"\nreplicas = 5\nrequire = [\"region=eu\"]\nspread = \"rack\"\n",
+    ),
 ];
 
 /// The beginnings of the engine's segments, behind the number of each.
@@ -425,6 +458,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         value: Bytes::from_static(b"a value"),
         request_id: id.clone(),
         cluster_id,
+        keyspace: "orders".to_owned(),
     };
     let operation = |key: &'static [u8]| v1::Operation {
         kind: Some(v1::operation::Kind::Put(v1::operation::Put {
@@ -481,6 +515,19 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         at: key.clone(),
         ..Default::default()
     };
+    let rule = v1::Rule {
+        prefix: key.clone(),
+        replicas: 3,
+        required: vec![v1::Label {
+            name: "zone".to_owned(),
+            value: "a".to_owned(),
+        }],
+        ..Default::default()
+    };
+    let arrange = v1::ArrangeRequest {
+        arrangement: Some(v1::arrange_request::Arrangement::SetRule(rule)),
+        ..Default::default()
+    };
     let locate = v1::LocateRequest {
         key: key.clone(),
         ..Default::default()
@@ -514,6 +561,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
         ("transport message", entries.encode_to_vec()),
         ("transport message", frames.encode_to_vec()),
         ("cluster message", split.encode_to_vec()),
+        ("admin message", arrange.encode_to_vec()),
         ("placement message", locate.encode_to_vec()),
     ];
     let errors = errors.iter().map(|error| to_detail(error, None));
@@ -534,10 +582,66 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     }]);
     samples.push(("membership", membership.encode().to_vec()));
     samples.push(("answer", answer.encode().to_vec()));
+    samples.extend(of_a_merge());
     let outcome = WriteOutcome::ConditionFailed {
         condition: 1,
         actual: Timestamp(8),
     };
     samples.push(("outcome", value::encode(1, &(Timestamp(9), outcome))));
     samples
+}
+
+/// No node does that yet.
+fn of_a_merge() -> Vec<(&'static str, Vec<u8>)> {
+    let attempt = Attempt {
+        bounds: 4,
+        prepared: Position { term: 5, index: 6 },
+        left: ShardId(1),
+    };
+    let right = ShardDescriptor {
+        id: ShardId(2),
+        range: KeyRange::ALL,
+        epoch: Epoch::default(),
+        replicas: vec![Replica {
+            id: ReplicaId(21),
+            node: NodeId(9),
+        }],
+    };
+    let (frozen, above) = (Position { term: 3, index: 10 }, Timestamp(11));
+    let prepare = Prepare {
+        right: right.clone(),
+        over: vec![ShardId(44)],
+    };
+    let absorb = Absorb {
+        attempt,
+        right: right.clone(),
+        frozen,
+        above,
+    };
+    let unfreeze = Unfreeze {
+        attempt,
+        settled: frozen,
+    };
+    let steps = [
+        MergeStep::Prepare(prepare),
+        MergeStep::Freeze(attempt),
+        MergeStep::Absorb(absorb),
+        MergeStep::Cancel(attempt),
+        MergeStep::Unfreeze(unfreeze),
+    ];
+    let commands = steps.map(|step| Command {
+        body: Body::Merge(step),
+        ..Command::default()
+    });
+    let answers = [
+        MergeOutcome::Prepared { attempt },
+        MergeOutcome::Frozen {
+            right,
+            position: frozen,
+            above,
+        },
+    ];
+    let commands = commands.iter().map(|it| ("command", it.encode().to_vec()));
+    let answers = answers.map(|it| ("answer", Answer::Merge(it).encode().to_vec()));
+    commands.chain(answers).collect()
 }

@@ -51,6 +51,16 @@ use quorate::shard::command;
 use quorate::shard::command::Answer;
 use quorate::shard::command::Body;
 use quorate::shard::command::SplitOutcome;
+use quorate::shard::merge;
+use quorate::shard::merge_command::Absorb;
+use quorate::shard::merge_command::MergeOutcome;
+use quorate::shard::merge_command::MergeStep;
+use quorate::shard::merge_command::Prepare;
+use quorate::shard::merge_command::Unfreeze;
+use quorate::shard::quarantine;
+use quorate::shard::quarantine::Quarantined;
+use quorate::shard::row::Part;
+use quorate::shard::row::Row;
 use quorate::types::GroupId;
 use quorate::types::Key;
 use quorate::types::KeyRange;
@@ -69,9 +79,12 @@ use quorate::types::request::Versioned;
 use quorate::types::request::Write;
 use quorate::types::request::WriteKind;
 use quorate::types::request::WriteOutcome;
+use quorate::types::shard::Attempt;
 use quorate::types::shard::Epoch;
 use quorate::types::shard::Replica;
 use quorate::types::shard::ShardDescriptor;
+use quorate::types::shard::Size;
+use quorate::wire::request::Cut;
 use quorate::wire::request::Scan;
 
 #[test]
@@ -485,7 +498,12 @@ impl Script for MvccScript {
 /// [reverse] [keys]`; `gc`, `row`, `shard`, `dump`, `slots`; `snapshot`, `install [clearing]`, `abandon`,
 /// `reopen`;
 /// `split k CHILD REPLICAS [conf:N] [bounds:N] [stamp:S]`, `gone N`, `destroy N`, `empty N`; `flush`, `crash`
-/// back to it, and `replay` of what the log of a replica has behind its state.
+/// back to it, and `replay [INDEX]` of what the log of a replica has behind its state.
+///
+/// The steps of a merge, each with `[conf:N] [bounds:N] [stamp:S]`: `prepare N [on REPLICAS]` for the shard of
+/// replica N, which begins the next attempt, from 1 on; `freeze ATTEMPT`, whose answer `absorb ATTEMPT [shard:N]`
+/// uses, without one it makes it up; `cancel ATTEMPT`; `unfreeze ATTEMPT`. `fate ATTEMPT SHARD` is what a replica
+/// says of one. `doubt N` quarantines a replica. An absorbed replica is not open any more.
 ///
 /// Replicas 1 and 2 begin as one shard on nodes 1 and 2, both in this engine; `on N` goes over to
 /// another one, `copy N` says into which one a snapshot is installed. WHO is `1@1,2@2` for voters on
@@ -500,6 +518,8 @@ struct ShardScript {
     on: ReplicaId,
     copy: ReplicaId,
     source: Option<(Box<dyn SnapshotSource>, u64)>,
+    /// Merges that were begun, and what their freezes were answered.
+    attempts: Vec<(Attempt, Option<Absorb>)>,
     wall_ms: u64,
     requests: u64,
 }
@@ -564,6 +584,58 @@ fn split_outcome(outcome: &SplitOutcome) -> String {
     }
 }
 
+fn merge_outcome(outcome: &MergeOutcome) -> String {
+    match outcome {
+        MergeOutcome::Prepared { attempt } => attempt_of(attempt),
+        MergeOutcome::Frozen {
+            right,
+            position,
+            above,
+        } => format!("{} stands still at {position}, {above}", descriptor(right)),
+        MergeOutcome::Absorbed { left } => descriptor(left),
+        MergeOutcome::Stale { current } => format!("stale, now {}", descriptor(current)),
+        MergeOutcome::Refused { reason } => format!("refused: {reason}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// As the leader says it, but for these words.
+fn with_words(mut header: command::Header, words: &[&str]) -> command::Header {
+    for word in words {
+        match word.split_once(':').unwrap() {
+            ("stamp", word) => header.stamp = stamp(word),
+            ("ceiling", word) => header.ceiling = stamp(word),
+            ("conf", word) => header.epoch.conf = word.parse().unwrap(),
+            ("bounds", word) => header.epoch.bounds = word.parse().unwrap(),
+            _ => panic!("no such word: {word}"),
+        }
+    }
+    header
+}
+
+fn attempt_of(attempt: &Attempt) -> String {
+    let Attempt {
+        bounds,
+        prepared,
+        left,
+    } = attempt;
+    format!("{left} of bounds {bounds} at {prepared}")
+}
+
+fn part(row: &Row) -> String {
+    match &row.merge.part {
+        Part::Alone => "alone".to_owned(),
+        Part::Left(prepared) => {
+            let (right, attempt) = (prepared.right, attempt_of(&prepared.attempt));
+            format!("left of {right}, {attempt}")
+        }
+        Part::Right(frozen) => {
+            let (position, attempt) = (frozen.position, attempt_of(&frozen.attempt));
+            format!("frozen at {position} for {attempt}")
+        }
+    }
+}
+
 impl ShardScript {
     fn new(store: Store) -> ShardScript {
         ShardScript {
@@ -575,6 +647,7 @@ impl ShardScript {
             on: ReplicaId(1),
             copy: ReplicaId(2),
             source: None,
+            attempts: Vec::new(),
             wall_ms: 0,
             requests: 1000,
         }
@@ -640,9 +713,22 @@ impl ShardScript {
         let entry = LogEntry { position, payload };
         self.logs.entry(self.on).or_default().push(entry.clone());
         let answers = self.machine().apply(&[entry]);
-        answers
-            .map(|answers| answers[0].clone())
-            .map_err(|error| error.to_string())
+        let answers = answers.map_err(|error| error.to_string())?;
+        match self.machine().take_need() {
+            Some(need) => Err(format!("needs {need}")),
+            None => Ok(answers[0].clone()),
+        }
+    }
+
+    /// Nothing goes on with what has ended.
+    fn drop_ended(&mut self, replica: ReplicaId) -> String {
+        let machine = self.machines.get_mut(&replica).unwrap();
+        let mut out = String::new();
+        for ended in machine.take_ended() {
+            self.machines.remove(&ended);
+            write!(out, ", ended {}", ended.0).unwrap();
+        }
+        out
     }
 
     fn header(&mut self) -> command::Header {
@@ -656,19 +742,125 @@ impl ShardScript {
         }
     }
 
-    fn split(&mut self, at: &str, child: &str, replicas_of_child: &str, words: &[&str]) -> String {
+    fn header_with(&mut self, words: &[&str]) -> command::Header {
+        let header = self.header();
+        with_words(header, words)
+    }
+
+    fn merge(&mut self, step: MergeStep, words: &[&str]) -> Result<MergeOutcome, String> {
         let mut header = self.header();
-        for word in words {
-            match word.split_once(':').unwrap() {
-                ("stamp", word) => header.stamp = stamp(word),
-                ("conf", word) => header.epoch.conf = word.parse().unwrap(),
-                ("bounds", word) => header.epoch.bounds = word.parse().unwrap(),
-                _ => panic!("no such word: {word}"),
-            }
+        // The leader has heard of what the right shard has stamped and closed.
+        if let MergeStep::Absorb(absorb) = &step {
+            header.stamp = header.stamp.max(absorb.above.plus(1));
         }
+        let header = with_words(header, words);
+        let body = Body::Merge(step);
+        let answer = self.apply(None, Payload::Command(Command { header, body }.encode()))?;
+        match Answer::decode(&answer).unwrap() {
+            Answer::Merge(outcome) => Ok(outcome),
+            other => panic!("a step of a merge was answered {other:?}"),
+        }
+    }
+
+    fn merged(&mut self, step: MergeStep, words: &[&str]) -> String {
+        let outcome = match self.merge(step, words) {
+            Ok(outcome) => outcome,
+            Err(error) => return error,
+        };
+        let on = self.on;
+        format!("{}{}", merge_outcome(&outcome), self.drop_ended(on))
+    }
+
+    fn prepare(&mut self, right: &str, words: &[&str]) -> String {
+        let row = self.machines[&numbered(right)].reader().row();
+        let mut right = row.descriptor.clone();
+        let words = match words {
+            ["on", nodes, rest @ ..] => {
+                right.replicas = replicas(nodes);
+                rest
+            }
+            words => words,
+        };
+        let over = Vec::new();
+        let outcome = self.merge(MergeStep::Prepare(Prepare { right, over }), words);
+        match outcome {
+            Ok(MergeOutcome::Prepared { attempt }) => {
+                self.attempts.push((attempt, None));
+                format!("attempt {}: {}", self.attempts.len(), attempt_of(&attempt))
+            }
+            Ok(outcome) => merge_outcome(&outcome),
+            Err(error) => error,
+        }
+    }
+
+    fn attempt(&mut self, number: &str) -> &mut (Attempt, Option<Absorb>) {
+        let number: usize = number.parse().unwrap();
+        &mut self.attempts[number - 1]
+    }
+
+    fn freeze(&mut self, number: &str, words: &[&str]) -> String {
+        let attempt = self.attempt(number).0;
+        let outcome = self.merge(MergeStep::Freeze(attempt), words);
+        if let Ok(MergeOutcome::Frozen {
+            right,
+            position,
+            above,
+        }) = &outcome
+        {
+            self.attempt(number).1 = Some(Absorb {
+                attempt,
+                right: right.clone(),
+                frozen: *position,
+                above: *above,
+            });
+        }
+        outcome.map_or_else(|error| error, |outcome| merge_outcome(&outcome))
+    }
+
+    fn absorb(&mut self, number: &str, words: &[&str]) -> String {
+        let (attempt, frozen) = self.attempt(number).clone();
+        let (shard, words) = match words {
+            [first, rest @ ..] if first.starts_with("shard:") => (Some(&first[6..]), rest),
+            words => (None, words),
+        };
+        let mut absorb = frozen.unwrap_or_else(|| Absorb {
+            attempt,
+            right: self.machine().reader().descriptor(),
+            frozen: Position { term: 1, index: 1 },
+            above: Timestamp::ZERO,
+        });
+        if let Some(shard) = shard {
+            absorb.right.id = ShardId(shard.parse().unwrap());
+        }
+        self.merged(MergeStep::Absorb(absorb), words)
+    }
+
+    fn unfreeze(&mut self, number: &str, words: &[&str]) -> String {
+        let attempt = self.attempt(number).0;
+        let settled = attempt.prepared;
+        self.merged(MergeStep::Unfreeze(Unfreeze { attempt, settled }), words)
+    }
+
+    fn fate(&mut self, number: &str, shard: &str) -> String {
+        let attempt = self.attempt(number).0;
+        let row = self.machine().reader().row();
+        let fate = merge::fate(&row, &attempt, ShardId(shard.parse().unwrap()));
+        format!("{fate:?}")
+    }
+
+    fn doubt(&mut self, replica: ReplicaId) -> String {
+        let shard = self.machines[&replica].reader().descriptor().id;
+        let quarantined = Quarantined { replica, shard };
+        quarantine::mark(&**self.store.engine(), quarantined).unwrap();
+        "ok".to_owned()
+    }
+
+    fn split(&mut self, at: &str, child: &str, replicas_of_child: &str, words: &[&str]) -> String {
+        let header = self.header_with(words);
         let body = Body::Split(command::Split {
             at: key(at),
             child: ShardId(child.parse().unwrap()),
+            left: Size::default(),
             replicas: replicas(replicas_of_child),
         });
         let payload = Payload::Command(Command { header, body }.encode());
@@ -731,6 +923,18 @@ impl ShardScript {
         )
     }
 
+    fn part(&mut self) -> String {
+        let row = self.machine().reader().row();
+        let absorbed = row.merge.absorbed.iter().map(ShardId::to_string);
+        let absorbed = or_nothing(absorbed.collect::<Vec<_>>().join(" "));
+        format!(
+            "{}, has absorbed {absorbed}, size {} of {} bytes",
+            part(&row),
+            row.size.keys,
+            row.size.bytes
+        )
+    }
+
     fn write(&mut self, words: &str) -> String {
         let mut term = None;
         let mut header = self.header();
@@ -756,7 +960,7 @@ impl ShardScript {
                 Answer::Writes(outcomes) => {
                     outcomes.iter().map(outcome).collect::<Vec<_>>().join(" | ")
                 }
-                Answer::Split(_) => panic!("writes were answered as a split"),
+                other => panic!("writes were answered {other:?}"),
             },
             Err(error) => error,
         }
@@ -770,14 +974,14 @@ impl ShardScript {
             reverse: false,
             keys_only: false,
             read: ReadKind::Linearizable,
-            as_of: None,
+            cut: None,
         };
         for word in &words[1..] {
             match word.split_once('=') {
                 Some(("limit", limit)) => scan.keys_max = limit.parse().unwrap(),
                 _ if *word == "reverse" => scan.reverse = true,
                 _ if *word == "keys" => scan.keys_only = true,
-                _ => scan.as_of = Some(stamp(word)),
+                _ => scan.cut = Some(Cut::at(stamp(word))),
             }
         }
         match self.machine().reader().scan(&scan) {
@@ -807,11 +1011,19 @@ impl ShardScript {
             while clears && chunks > 1 && slots.clear().unwrap() {}
         }
         let received = sink.finish().unwrap();
+        let displaced = self.copy().displaces(&received).unwrap();
+        let displaced: Vec<_> = displaced
+            .iter()
+            .filter_map(|it| self.machines.remove(it))
+            .collect();
+        let copy = self.copy();
         copy.install(source.applied(), received).unwrap();
         let installed = copy.reader().state_hash().unwrap();
         assert_eq!(installed.hash, hash, "the copy differs from the original");
         let position = installed.position.unwrap();
-        format!("{chunks} chunks, at {position}, equal to the original")
+        drop(displaced);
+        let ended = self.drop_ended(self.copy);
+        format!("{chunks} chunks, at {position}, equal to the original{ended}")
     }
 
     fn abandon(&mut self) -> String {
@@ -862,14 +1074,17 @@ impl ShardScript {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    fn replay(&mut self) -> String {
+    fn replay(&mut self, upto: u64) -> String {
         let applied = self.machine().applied().position.unwrap();
         let log = self.logs.get(&self.on).cloned().unwrap_or_default();
-        let behind = log
-            .into_iter()
-            .filter(|entry| entry.position.index > applied.index);
+        let behind = log.into_iter().filter(|entry| {
+            let index = entry.position.index;
+            index > applied.index && index <= upto
+        });
         let entries: Vec<LogEntry> = behind.collect();
-        self.machine().apply(&entries).unwrap();
+        let answers = self.machine().apply(&entries).unwrap();
+        let need = self.machine().take_need();
+        let need = need.map_or(String::new(), |need| format!(", needs {need}"));
         let seeded = self.machine().take_seeded();
         for replica in &seeded {
             self.open(*replica);
@@ -877,7 +1092,10 @@ impl ShardScript {
         let words = seeded
             .iter()
             .map(|replica| format!(", seeded {}", replica.0));
-        format!("{} entries{}", entries.len(), words.collect::<String>())
+        let words = words.collect::<String>();
+        let on = self.on;
+        let ended = self.drop_ended(on);
+        format!("{} entries{words}{ended}{need}", answers.len())
     }
 
     fn row(&mut self) -> String {
@@ -917,6 +1135,17 @@ impl Script for ShardScript {
             ["split", at, child, replicas, ref words @ ..] => {
                 self.split(at, child, replicas, words)
             }
+            ["prepare", right, ref words @ ..] => self.prepare(right, words),
+            ["freeze", number, ref words @ ..] => self.freeze(number, words),
+            ["absorb", number, ref words @ ..] => self.absorb(number, words),
+            ["cancel", number, ref words @ ..] => {
+                let attempt = self.attempt(number).0;
+                self.merged(MergeStep::Cancel(attempt), words)
+            }
+            ["unfreeze", number, ref words @ ..] => self.unfreeze(number, words),
+            ["fate", number, shard] => self.fate(number, shard),
+            ["part"] => self.part(),
+            ["doubt", id] => self.doubt(numbered(id)),
             ["gone", id] => {
                 self.gone.lock().unwrap().insert(numbered(id));
                 "ok".to_owned()
@@ -962,7 +1191,8 @@ impl Script for ShardScript {
                 "ok".to_owned()
             }
             ["crash"] => self.crash(),
-            ["replay"] => self.replay(),
+            ["replay"] => self.replay(u64::MAX),
+            ["replay", index] => self.replay(index.parse().unwrap()),
             _ => panic!("no such command: {command}"),
         }
     }

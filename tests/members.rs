@@ -39,6 +39,7 @@ const CHANGE_MAX: Duration = Duration::from_secs(40);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_is_removed_under_writers_and_another_comes_to_the_same_node() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
+    support::pause_placement(&rig.nodes).await;
     let writers = support::write(&rig.nodes, "moved/", 1);
     support::answered(&writers, 200, "before the change").await;
     let (_, follower) = roles(&mut rig).await;
@@ -71,6 +72,7 @@ async fn a_replica_is_removed_under_writers_and_another_comes_to_the_same_node()
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_itself_can_be_removed() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
+    support::pause_placement(&rig.nodes).await;
     let writers = support::write(&rig.nodes, "leader/", 2);
     support::answered(&writers, 100, "before the change").await;
     for _ in 0..2 {
@@ -88,6 +90,7 @@ async fn the_leader_itself_can_be_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_replica_that_was_down_destroys_itself_and_raises_no_term() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
+    support::pause_placement(&rig.nodes).await;
     let writers = support::write(&rig.nodes, "down/", 3);
     support::answered(&writers, 100, "before the kill").await;
     let (leader, follower) = roles(&mut rig).await;
@@ -120,6 +123,7 @@ async fn a_removed_replica_that_was_down_destroys_itself_and_raises_no_term() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_whose_leader_is_killed_is_finished_by_the_next() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
+    support::pause_placement(&rig.nodes).await;
     let writers = support::write(&rig.nodes, "killed/", 4);
     support::answered(&writers, 200, "before the change").await;
     for (round, delay_ms) in [0, 15, 30, 60, 100, 200].into_iter().enumerate() {
@@ -171,6 +175,7 @@ async fn a_change_whose_leader_is_killed_is_finished_by_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_whose_leader_was_killed_is_promoted_by_the_next() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
+    support::pause_placement(&rig.nodes).await;
     for number in 0..LARGE_VALUES {
         put(&rig, &format!("large/{number}"), vec![7; VALUE_BYTES_MAX]).await;
     }

@@ -45,6 +45,7 @@ const WITHOUT_PLACEMENT: Duration = Duration::from_secs(10);
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_are_emptied_onto_two_under_writers_and_stopped_for_good() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
+    support::pause_placement(&rig.nodes).await;
     split(&rig, "emptied/").await;
     let new = join(&mut rig, 2).await;
     let writers = support::write(&rig.nodes, "emptied/", 11);
@@ -66,6 +67,7 @@ async fn three_nodes_are_emptied_onto_two_under_writers_and_stopped_for_good() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_placement_reads_and_writes_go_on_and_a_node_may_die() {
     let mut rig = Rig::start(support::SMALL_LOG).await;
+    support::pause_placement(&rig.nodes).await;
     split(&rig, "alone/").await;
     let new = join(&mut rig, 3).await;
     move_all(&mut rig, &new).await;

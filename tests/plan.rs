@@ -1,5 +1,6 @@
 //! Plans on clusters drawn by chance, carried out until nothing changes: it ends, what can be respected is
-//! respected then, a shard never has fewer replicas than it had, and nothing that was done is undone.
+//! respected then, a shard never has fewer replicas than it had, and nothing that was done is undone. Shards are
+//! split and merged in it, too.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,16 +14,16 @@ use drawing::Drawing;
 use drawing::Fate;
 use proptest::prelude::*;
 use quorate::placement::NodeView;
-use quorate::placement::Operator;
 use quorate::placement::ShardView;
 use quorate::placement::node::Health;
-use quorate::placement::operator::Action;
-use quorate::placement::operator::Aim;
-use quorate::placement::operator::Step;
-use quorate::placement::rule::Rule;
-use quorate::placement::rule::bound_inside;
+use quorate::types::KeyRange;
 use quorate::types::NodeId;
 use quorate::types::ShardId;
+use quorate::types::operator::Action;
+use quorate::types::operator::Aim;
+use quorate::types::operator::Operator;
+use quorate::types::operator::Step;
+use quorate::types::rule::Rule;
 use quorate::types::shard::Replica;
 
 /// Rounds after which everything must be in order.
@@ -59,14 +60,16 @@ fn rules() -> impl Strategy<Value = Vec<&'static str>> {
 
 /// One shard: the places of its replicas among the nodes, and the rest of its line.
 fn shard() -> impl Strategy<Value = (Vec<usize>, String)> {
-    let size = prop_oneof![4 => 0u64..60, 1 => 60u64..200];
-    let load = prop_oneof![4 => 0u64..300, 1 => 1_000u64..9_000];
+    let size = prop_oneof![4 => 0u64..9, 4 => 9u64..60, 1 => 60u64..200];
+    let load = prop_oneof![2 => 0u64..80, 4 => 0u64..300, 1 => 1_000u64..9_000];
     let sample = prop_oneof![Just("a30"), Just("a9,b9,c9"), Just("c9,d9,e9"), Just("f9")];
     let places = prop::collection::vec(0usize..9, 1..6);
     (places, size, load, sample, 0usize..6).prop_map(
         |(places, mib, operations, sample, learner)| {
             let learner = if learner == 0 { "+" } else { "" };
-            let line = format!("{learner} {mib}MiB {operations}ops busy:3600s sample:{sample}");
+            let line = format!(
+                "{learner} {mib}MiB {operations}ops busy:3600s quiet:3600s sample:{sample}"
+            );
             (places, line)
         },
     )
@@ -89,6 +92,7 @@ fn cluster() -> impl Strategy<Value = Vec<String>> {
             let mut lines = vec![format!("cluster{}", names.collect::<String>())];
             let limits = format!("moves_per_node:{per_node} moves_per_cluster:{per_cluster}");
             lines.push(format!("policy {limits}"));
+            lines.push("policy merge_sustained:2s merges_at_once:1".to_owned());
             let changed = (1..)
                 .zip(&nodes)
                 .filter(|(_, (_, condition))| !condition.is_empty());
@@ -161,7 +165,7 @@ impl Run {
             self.told.extend(planned.iter().map(ToString::to_string));
             let shards: Vec<ShardId> = planned.iter().map(|operator| operator.shard).collect();
             self.drawing.record(planned);
-            if self.drawing.view.operators.is_empty() {
+            if self.drawing.view.operators.is_empty() && self.is_over() {
                 return;
             }
             let counts = self.counts();
@@ -176,6 +180,13 @@ impl Run {
             self.hold_still();
         }
         self.fail("it does not end");
+    }
+
+    /// Whether nothing is planned either when what has been merged has been quiet for as long as it takes.
+    fn is_over(&mut self) -> bool {
+        self.drawing.wait(self.drawing.policy.merge_sustained);
+        self.hold_still();
+        self.drawing.plan().is_empty()
     }
 
     /// The leader of a shard finishes what nobody else does.
@@ -205,6 +216,11 @@ impl Run {
         assert!(aims.is_sorted(), "{}", self.story());
         let policy = &self.drawing.policy;
         let under_way = self.drawing.view.operators.values().chain(planned);
+        let rights = under_way.clone().filter_map(|it| it.action.absorbed());
+        let rights: Vec<ShardId> = rights.collect();
+        let mut taken = under_way.clone().map(|operator| operator.shard);
+        assert!(rights.len() <= policy.merges_at_once, "{}", self.story());
+        assert!(!taken.any(|it| rights.contains(&it)), "{}", self.story());
         let mut arriving: BTreeMap<NodeId, usize> = BTreeMap::new();
         for operator in under_way {
             let shard = &self.drawing.view.shards[&operator.shard];
@@ -249,6 +265,9 @@ impl Run {
                 self.added.clear();
                 self.relieved.clear();
             }
+            Fate::Stepped(Step::Merge { right, .. }) => {
+                self.planned_with.remove(right);
+            }
             Fate::Done => {}
             Fate::Stale | Fate::Expired => self.fail(&format!("{operator}: {fate:?}")),
         }
@@ -291,6 +310,45 @@ fn live_nodes(drawing: &Drawing) -> BTreeSet<NodeId> {
     live.map(|node| node.id).collect()
 }
 
+/// Whether a shard could be merged with its right neighbour at once, said without the planner's own words.
+fn is_left_over(drawing: &Drawing, left: &ShardView) -> bool {
+    let (view, policy) = (&drawing.view, &drawing.policy);
+    let nodes = |shard: &ShardView| -> BTreeSet<NodeId> {
+        let voters = shard.voters().map(|voter| &view.nodes[&voter.node]);
+        let fit = voters.filter(|node| node.fitness(ShardId(1), policy).is_ok());
+        fit.map(|node| node.id).collect()
+    };
+    let is_whole = |shard: &ShardView| {
+        let wanted = view.rule(shard, policy).replicas;
+        let all = shard.descriptor.replicas.len();
+        shard.leading().is_some() && all == wanted && nodes(shard).len() == wanted
+    };
+    let are_little = |one: &ShardView, other: &ShardView| {
+        let operations = one.load.cost(policy) + other.load.cost(policy);
+        one.bytes + other.bytes <= 16 << 20 && operations <= 200
+    };
+    let mut shards = view.shards.values();
+    let end = left.descriptor.range.end.as_ref();
+    let right = shards.find(|shard| Some(&shard.descriptor.range.start) == end);
+    let mut shards = view.shards.values();
+    let start = Some(&left.descriptor.range.start);
+    let before = shards.find(|shard| shard.descriptor.range.end.as_ref() == start);
+    right.is_some_and(|right| {
+        let mut both = left.descriptor.range.clone();
+        both.end.clone_from(&right.descriptor.range.end);
+        // What is to be one with its left neighbour waits for that.
+        let waits = before.is_some_and(|before| are_little(before, left));
+        let is_ruled = view.wanted_bound(&both).is_none();
+        let is_near = nodes(left) == nodes(right);
+        are_little(left, right)
+            && is_whole(left)
+            && is_whole(right)
+            && is_near
+            && is_ruled
+            && !waits
+    })
+}
+
 /// What is still wrong with a shard though it could be put right, said without the planner's own words.
 fn complaint(drawing: &Drawing, shard: &ShardView) -> Option<String> {
     let (view, policy) = (&drawing.view, &drawing.policy);
@@ -302,7 +360,7 @@ fn complaint(drawing: &Drawing, shard: &ShardView) -> Option<String> {
     let voters: Vec<NodeId> = shard.voters().map(|voter| voter.node).collect();
     let fit = |node: &NodeId| {
         let known = view.nodes.get(node);
-        known.is_some_and(|node| node.fitness(policy).is_ok())
+        known.is_some_and(|node| node.fitness(ShardId(1), policy).is_ok())
     };
     let zone = |node: &NodeId| rule.zone(&view.nodes[node].labels);
     let mates = |node: &NodeId| {
@@ -319,11 +377,14 @@ fn complaint(drawing: &Drawing, shard: &ShardView) -> Option<String> {
         .filter(|node| node.has_room(shard.bytes, policy))
         .map(|node| node.id)
         .collect();
-    if bound_inside(&view.rules, &shard.descriptor.range).is_some() {
-        return Some("it has keys of two rules".to_owned());
+    if view.wanted_bound(&shard.descriptor.range).is_some() {
+        return Some("it has keys of two rules or parts of keyspaces".to_owned());
     }
     if shard.bytes >= policy.split_bytes {
         return Some("it is too big".to_owned());
+    }
+    if is_left_over(drawing, shard) {
+        return Some("it could be one with its neighbour".to_owned());
     }
     if let Some(learner) = shard.learner() {
         // Whoever is silent may come back and catch up.
@@ -344,8 +405,7 @@ fn complaint(drawing: &Drawing, shard: &ShardView) -> Option<String> {
     }
     for node in &voters {
         let known = &view.nodes[node];
-        let is_leaving =
-            matches!(known.fitness(policy), Err(unfit) if format!("{unfit}") == "is leaving");
+        let is_leaving = matches!(known.fitness(ShardId(1), policy), Err(unfit) if format!("{unfit}") == "is leaving");
         let is_excluded = rule.refusal(&known.labels).is_some();
         if (is_dead(node) || is_leaving || is_excluded) && !free.is_empty() {
             return Some(format!("a replica is on {node}, and {free:?} are free"));
@@ -398,7 +458,7 @@ proptest! {
             run.relieved.clear();
             let planned = run.drawing.plan();
             run.drawing.record(planned);
-            if run.drawing.view.operators.is_empty() {
+            if run.drawing.view.operators.is_empty() && run.is_over() {
                 break;
             }
             run.finish_learners();
@@ -460,4 +520,57 @@ fn new_nodes_get_their_share_of_bytes_and_leaders() {
         "{leaders:?}"
     );
     assert!(moves <= 120, "{moves} moves, {replicas:?}");
+}
+
+/// A fourth node gets a fourth of a hash keyspace, in whole shards; nothing else moves.
+#[test]
+fn of_a_hash_keyspace_a_new_node_takes_its_share_in_whole_shards() {
+    const PARTS: u64 = 64;
+    let mut drawing = Drawing::default();
+    drawing.answer("cluster 1 2 3");
+    drawing.answer("rule * replicas:1");
+    drawing.answer(&format!("keyspace orders buckets:1024 parts:{PARTS}"));
+    let bounds = drawing.view.keyspaces[0].bounds();
+    assert_eq!(bounds.len() as u64, PARTS + 1);
+    for (shard, bounds) in (1..).zip(bounds.windows(2)) {
+        let node = shard % 3 + 1;
+        drawing.answer(&format!("shard {shard} a..b on {node}* 30MiB 50ops"));
+        let shard = drawing.view.shards.get_mut(&ShardId(shard)).unwrap();
+        shard.descriptor.range.start = bounds[0].clone();
+        shard.descriptor.range.end = Some(bounds[1].clone());
+    }
+    let layout = |drawing: &Drawing| -> Vec<_> {
+        let shards = drawing.view.shards.values();
+        let nodes = shards.map(|shard| (shard.descriptor.range.clone(), shard.leading().unwrap()));
+        nodes.map(|(range, leader)| (range, leader.node)).collect()
+    };
+    let before = layout(&drawing);
+    drawing.answer("nodes 4");
+    loop {
+        let planned = drawing.plan();
+        drawing.record(planned);
+        if drawing.view.operators.is_empty() {
+            break;
+        }
+        drawing.step();
+        drawing.wait(Duration::from_secs(1));
+    }
+    let after = layout(&drawing);
+    let ranges = |layout: &[(KeyRange, NodeId)]| -> Vec<KeyRange> {
+        layout.iter().map(|(range, _)| range.clone()).collect()
+    };
+    assert_eq!(ranges(&before), ranges(&after), "no shard was split");
+    let moved: Vec<NodeId> = before
+        .iter()
+        .zip(&after)
+        .filter(|(before, after)| before.1 != after.1)
+        .map(|(_, after)| after.1)
+        .collect();
+    assert!(moved.iter().all(|node| *node == NodeId(4)), "{moved:?}");
+    let share = PARTS as usize / 4;
+    assert!(
+        (share - 3..=share).contains(&moved.len()),
+        "{}",
+        moved.len()
+    );
 }

@@ -5,7 +5,7 @@
 
 use std::fs;
 
-const FILES: [&str; 5] = ["kv", "cluster", "placement", "error", "transport"];
+const FILES: [&str; 6] = ["kv", "cluster", "admin", "placement", "error", "transport"];
 
 fn lines(name: &str) -> Vec<String> {
     let text = fs::read_to_string(format!("proto/quorate/v1/{name}.proto")).unwrap();

@@ -169,7 +169,7 @@ async fn scan_until(nodes: Nodes, number: usize, stop: Arc<AtomicBool>, scans: A
 
 /// Every key, in portions; `None` when a portion is not to be had.
 async fn scan_all(nodes: &Nodes, node: usize, read: ReadKind) -> Option<Vec<Key>> {
-    let (mut keys, mut rest, mut as_of) = (Vec::new(), Some(KeyRange::ALL), None);
+    let (mut keys, mut rest, mut cut) = (Vec::new(), Some(KeyRange::ALL), None);
     let mut turn = node;
     let mut failures = 0;
     while let Some(range) = rest.clone() {
@@ -180,7 +180,7 @@ async fn scan_all(nodes: &Nodes, node: usize, read: ReadKind) -> Option<Vec<Key>
             reverse: false,
             keys_only: true,
             read,
-            as_of,
+            cut: cut.clone(),
         };
         match nodes[turn % 3]
             .call(call(Request::Scan(scan), Duration::from_secs(2)))
@@ -188,7 +188,7 @@ async fn scan_all(nodes: &Nodes, node: usize, read: ReadKind) -> Option<Vec<Key>
         {
             Ok(Response::Scan(page)) => {
                 keys.extend(page.items.into_iter().map(|item| item.key));
-                as_of = page.rest_as_of;
+                cut = page.rest_cut;
                 rest = page.rest;
                 failures = 0;
             }

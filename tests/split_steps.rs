@@ -11,72 +11,34 @@
 mod rack;
 
 use std::collections::BTreeSet;
-use std::panic::AssertUnwindSafe;
-use std::panic::catch_unwind;
-use std::sync::Mutex;
 
-use quorate::env::tasks::panic_message;
 use quorate::error::Error;
 use quorate::node::opener::SEED;
 use quorate::node::replica::Replica;
-use quorate::raft::Group;
 use quorate::shard::command::Split;
 use quorate::shard::command::SplitOutcome;
 use quorate::types::Key;
 use quorate::types::NodeId;
 use quorate::types::ReplicaId;
 use quorate::types::ShardId;
-use quorate::types::request::ReadKind;
 use quorate::types::request::Write;
 use quorate::types::shard;
-use quorate::wire::request::Get;
 use rack::Crash;
 use rack::Kept;
 use rack::NODES;
 use rack::Rack;
 use rack::SHARD;
+use rack::cases::Crashed;
+use rack::cases::crash_at_every_step;
+use rack::cases::play;
 use rack::eventually;
 use rack::facts::Facts;
 use rack::facts::first_writes;
 use rack::facts::late_write;
 use rack::facts::second_writes;
-use tokio::time::Instant;
 
 /// What the keys of each half begin with; the shard is split before the second.
 const HALVES: [&str; 2] = ["a", "m"];
-/// Cases that run at once.
-const SIDE_BY_SIDE: usize = 6;
-/// Failures that are told in full.
-const TOLD_MAX: usize = 5;
-
-/// Who does not live to take the step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
-    /// The node that leads the shard when it is split.
-    Leader,
-    /// A node that does not.
-    Follower,
-    /// All nodes, when the leader comes to the step.
-    All,
-}
-
-/// When the victim is opened again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Back {
-    /// Before the others notice.
-    AtOnce,
-    /// When the others have split the shard and serve both halves.
-    Late,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Case {
-    victim: Victim,
-    step: u64,
-    crash: Crash,
-    back: Back,
-}
-
 /// A rack with a shard that is split.
 struct Stage {
     rack: Rack,
@@ -88,7 +50,7 @@ struct Stage {
     attempts: u64,
 }
 
-impl Stage {
+impl Crashed for Stage {
     /// Keys of every kind in both halves, some of them flushed, and equal on all nodes.
     async fn set() -> Stage {
         let mut stage = Stage {
@@ -100,22 +62,18 @@ impl Stage {
         };
         let first = HALVES.map(first_writes).concat();
         stage.facts.write(&stage.rack, &first).await;
-        stage.level(&[SHARD]).await;
-        stage.checkpoint().await;
+        stage.rack.level(&[SHARD]).await;
+        stage.rack.purge().await;
         let second = HALVES.map(second_writes).concat();
         stage.facts.write(&stage.rack, &second).await;
-        stage.level(&[SHARD]).await;
+        stage.rack.level(&[SHARD]).await;
         stage
-    }
-
-    async fn leader(&self) -> usize {
-        eventually("a leader", async || self.rack.leader(SHARD)).await
     }
 
     /// From the proposal on until nothing of the split is left to be done.
     async fn happen(&mut self) {
         self.serve().await;
-        self.checkpoint().await;
+        self.rack.purge().await;
         // What was purged is written with the next entry.
         self.facts.write(&self.rack, &self.last).await;
     }
@@ -132,6 +90,27 @@ impl Stage {
         }
     }
 
+    /// Everything that holds when the split is over and all nodes are back.
+    async fn check(&mut self) {
+        self.serve().await;
+        self.facts.write(&self.rack, &self.last).await;
+        self.facts.repeat(&self.rack).await;
+        self.serve().await;
+        let [left, right] = HALVES.map(|half| self.half(0, half).unwrap());
+        let shards = [left, right].map(|half| half.reader().descriptor().id);
+        assert_eq!(shards[0], SHARD);
+        self.rack.level(&shards).await;
+        for node in NODES {
+            self.check_node(node, shards[1]);
+        }
+    }
+
+    fn rack(&mut self) -> &mut Rack {
+        &mut self.rack
+    }
+}
+
+impl Stage {
     /// Splits the shard unless it is split, as an operator does it whose last attempt had no answer.
     async fn split(&mut self) {
         eventually("the shard is split", async || {
@@ -148,17 +127,7 @@ impl Stage {
     async fn reads(&self, node: usize, half: &str) -> Result<(), String> {
         let key = Key::from(format!("{half}/value"));
         let replica = self.half(node, half)?;
-        let read = ReadKind::Linearizable;
-        let get = Get {
-            key: key.clone(),
-            read,
-        };
-        let read = self.rack.on(node, async move { replica.get(get).await });
-        let read = read.await.ok_or("the node has ended")?;
-        let (found, _) = read.map_err(|error| error.to_string())?;
-        let found = found.map(|found| found.value);
-        assert_eq!(found, self.facts.newest(&key), "{key:?} on n{}", node + 1);
-        Ok(())
+        self.facts.read(&self.rack, node, replica, key).await
     }
 
     /// A node's replica of a half, once there are two.
@@ -170,64 +139,6 @@ impl Stage {
         match found.reader().descriptor().range.contains(other(half)) {
             false => Ok(found),
             true => Err("the shard is not split here".to_owned()),
-        }
-    }
-
-    /// Flushes every node until its logs are purged behind that: the library purges what the checkpoint before
-    /// has covered.
-    async fn checkpoint(&self) {
-        for node in self.rack.living() {
-            let groups = self.rack.registry(node).groups();
-            let applied = |group: Group| {
-                let position = group.machine_applied().position.unwrap_or_default();
-                (group, position.index)
-            };
-            let covered: Vec<_> = groups.into_iter().map(applied).collect();
-            eventually("a purged log", async || {
-                self.rack.checkpoint(node).await;
-                let behind = |(group, upto): &&(Group, u64)| group.view().purged_index < *upto;
-                match covered.iter().find(behind) {
-                    None => Ok(()),
-                    Some((group, upto)) => {
-                        Err(format!("{} of n{} to {upto}", group.id(), node + 1))
-                    }
-                }
-            })
-            .await;
-        }
-    }
-
-    /// Waits until the replicas on all living nodes have come equally far, and compares them.
-    async fn level(&self, shards: &[ShardId]) {
-        for shard in shards {
-            eventually("equal replicas", async || {
-                let mut hashes = Vec::new();
-                for node in self.rack.living() {
-                    hashes.push(self.rack.state_hash(node, *shard).await?);
-                }
-                let first = hashes[0];
-                match hashes.iter().all(|hash| hash.position == first.position) {
-                    false => Err(format!("{shard} is at {hashes:?}")),
-                    true if hashes.iter().all(|hash| *hash == first) => Ok(()),
-                    true => panic!("{shard} differs: {hashes:?}"),
-                }
-            })
-            .await;
-        }
-    }
-
-    /// Everything that holds when the split is over and all nodes are back.
-    async fn check(&mut self) {
-        self.serve().await;
-        self.facts.write(&self.rack, &self.last).await;
-        self.facts.repeat(&self.rack).await;
-        self.serve().await;
-        let [left, right] = HALVES.map(|half| self.half(0, half).unwrap());
-        let shards = [left, right].map(|half| half.reader().descriptor().id);
-        assert_eq!(shards[0], SHARD);
-        self.level(&shards).await;
-        for node in NODES {
-            self.check_node(node, shards[1]);
         }
     }
 
@@ -283,6 +194,7 @@ async fn split(replica: Replica, first: u64) -> Result<(), String> {
     let command = Split {
         at: Key::from_static(HALVES[1].as_bytes()),
         child: ShardId(first),
+        left: shard::Size::default(),
         replicas: planned.replicas.iter().map(child).collect(),
     };
     match replica
@@ -295,147 +207,9 @@ async fn split(replica: Replica, first: u64) -> Result<(), String> {
     }
 }
 
-/// What a case has shown.
-struct Ran {
-    /// Whether the victim came to the step.
-    reached: bool,
-    /// Steps of each node, the leader's first.
-    steps: [u64; 3],
-}
-
-async fn run(case: Option<Case>) -> Ran {
-    let mut stage = Stage::set().await;
-    let leader = stage.leader().await;
-    let order = [0, 1, 2].map(|place| (leader + place) % NODES.len());
-    let (at, victims) = match case.map(|case| case.victim) {
-        Some(Victim::Leader) => (order[0], vec![order[0]]),
-        Some(Victim::Follower) => (order[1], vec![order[1]]),
-        Some(Victim::All) => (order[0], NODES.into()),
-        None => (order[0], Vec::new()),
-    };
-    for node in NODES {
-        let last = case.filter(|_| node == at).map(|case| case.step);
-        stage.rack.steps(node).count_until(last);
-    }
-    let ended = stage.rack.steps(at).ended();
-    tokio::select! {
-        biased;
-        () = ended.cancelled() => {}
-        () = stage.happen() => {}
-    }
-    let reached = ended.is_cancelled();
-    let steps = order.map(|node| stage.rack.steps(node).done());
-    if let Some(case) = case {
-        stage.rack.crash(&victims, case.crash);
-        if case.back == Back::Late {
-            stage.serve().await;
-        }
-        for node in victims {
-            stage.rack.open(node).await;
-        }
-    }
-    stage.check().await;
-    Ran { reached, steps }
-}
-
-/// Runs a story to its end on this thread; the nodes have threads of their own.
-fn play<T>(story: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_all().build().unwrap();
-    runtime.block_on(story)
-}
-
-/// What a crash at a step can leave; half of it comes back at once, half late.
-fn kinds(step: u64) -> [(Crash, Back); 4] {
-    let crashes = [
-        Crash::Kill {
-            kept: Kept::Everything,
-        },
-        Crash::Kill {
-            kept: Kept::Nothing,
-        },
-        Crash::PowerCut {
-            seed: step,
-            kept: Kept::Nothing,
-        },
-        Crash::PowerCut {
-            seed: step + 1_000,
-            kept: Kept::Everything,
-        },
-    ];
-    let mut turn = step;
-    crashes.map(|crash| {
-        turn += 1;
-        let backs = [Back::AtOnce, Back::Late];
-        (crash, backs[(turn % 2) as usize])
-    })
-}
-
-/// Every kind of crash at every step of the leader and of a follower, and a power cut of all.
-fn cases(steps: [u64; 3]) -> Vec<Case> {
-    let mut cases = Vec::new();
-    for (victim, count) in [(Victim::Leader, steps[0]), (Victim::Follower, steps[1])] {
-        for step in 0..=count {
-            cases.extend(kinds(step).map(|(crash, back)| Case {
-                victim,
-                step,
-                crash,
-                back,
-            }));
-        }
-    }
-    cases.extend((0..=steps[0]).map(|step| Case {
-        victim: Victim::All,
-        step,
-        crash: kinds(step)[2].0,
-        back: Back::AtOnce,
-    }));
-    cases
-}
-
-/// Runs all cases, some side by side; gives how many came to their step, and what failed.
-fn run_all(cases: &[Case]) -> (usize, Vec<String>) {
-    let (rest, done) = (Mutex::new(cases.iter()), Mutex::new((0, Vec::new())));
-    std::thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE {
-            scope.spawn(|| {
-                loop {
-                    let Some(case) = rest.lock().unwrap().next() else {
-                        return;
-                    };
-                    let ran = catch_unwind(AssertUnwindSafe(|| play(run(Some(*case)))));
-                    let mut done = done.lock().unwrap();
-                    match ran {
-                        Ok(ran) => done.0 += usize::from(ran.reached),
-                        Err(panic) => done.1.push(format!("{case:?}: {}", panic_message(&*panic))),
-                    }
-                }
-            });
-        }
-    });
-    done.into_inner().unwrap()
-}
-
 #[test]
 fn a_crash_at_any_step_of_a_split_loses_nothing() {
-    let began = Instant::now();
-    // What is written together differs from run to run, and a slow machine elects now and then.
-    let counted = [(); 3].map(|()| play(run(None)).steps);
-    let steps = [0, 1, 2].map(|place| {
-        let mut steps = counted.map(|steps| steps[place]);
-        steps.sort_unstable();
-        steps[1]
-    });
-    let cases = cases(steps);
-    let (reached, failed) = run_all(&cases);
-    println!(
-        "split: {steps:?} steps on leader and followers, {} cases, {reached} came to their step, {} failed, {} s",
-        cases.len(),
-        failed.len(),
-        began.elapsed().as_secs()
-    );
-    let told = failed.iter().take(TOLD_MAX).cloned().collect::<Vec<_>>();
-    assert!(failed.is_empty(), "{}", told.join("\n"));
+    crash_at_every_step::<Stage>("split");
 }
 
 #[test]
@@ -505,7 +279,7 @@ fn a_replica_that_was_away_for_long_is_introduced_to_the_right_half() {
         let kept = Kept::Everything;
         stage.rack.crash(&[away], Crash::Kill { kept });
         stage.serve().await;
-        stage.checkpoint().await;
+        stage.rack.purge().await;
         stage.rack.open(away).await;
         stage.check().await;
     });

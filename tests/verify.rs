@@ -104,7 +104,7 @@ async fn what_a_kill_leaves_is_fine_and_each_flipped_bit_is_told_with_what_to_do
     let (code, output) = verify(&data, &["-o", "json"]);
     let json: Json = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((code, &json["fine"]), (0, &Json::Bool(true)), "{json}");
-    assert_eq!(json["parts"].as_array().unwrap().len(), 5, "{json}");
+    assert_eq!(json["parts"].as_array().unwrap().len(), 6, "{json}");
     assert!(contents(&data) == before, "verify has changed something");
     let home = data.parent().unwrap();
     assert!(

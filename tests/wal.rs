@@ -1199,6 +1199,10 @@ impl Files for Hooked {
         self.disk.write_atomically(path, content)
     }
 
+    fn capacity_bytes(&self, dir: &Path) -> std::io::Result<u64> {
+        self.disk.capacity_bytes(dir)
+    }
+
     fn free_bytes(&self, dir: &Path) -> std::io::Result<u64> {
         self.disk.free_bytes(dir)
     }

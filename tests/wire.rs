@@ -3,6 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "wire/admin.rs"]
+mod admin;
+#[path = "wire/merge.rs"]
+mod merge;
+
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,6 +31,7 @@ use quorate::server::grpc::Stop;
 use quorate::types::ClusterId;
 use quorate::types::GroupId;
 use quorate::types::Incarnation;
+use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
 use quorate::types::Position;
@@ -40,6 +46,7 @@ use quorate::types::node::Identity;
 use quorate::types::node::Member;
 use quorate::types::node::Newcomer;
 use quorate::types::placement::Changes;
+use quorate::types::placement::Orders;
 use quorate::types::placement::PlacementAnswer;
 use quorate::types::placement::PlacementCommand;
 use quorate::types::request::Answered;
@@ -72,6 +79,7 @@ use quorate::wire::request::Check;
 use quorate::wire::request::Checked;
 use quorate::wire::request::CreateReplica;
 use quorate::wire::request::Creation;
+use quorate::wire::request::Cut;
 use quorate::wire::request::FormRequest;
 use quorate::wire::request::FormResponse;
 use quorate::wire::request::Founder;
@@ -79,11 +87,11 @@ use quorate::wire::request::Get;
 use quorate::wire::request::GroupStatus;
 use quorate::wire::request::JoinRequest;
 use quorate::wire::request::JoinResponse;
+use quorate::wire::request::KeyRequest;
 use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Page;
 use quorate::wire::request::Portion;
 use quorate::wire::request::ReplicaName;
-use quorate::wire::request::Report;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
 use quorate::wire::request::Route;
@@ -96,6 +104,7 @@ use quorate::wire::request::Standing;
 use quorate::wire::request::StatusQuery;
 use quorate::wire::request::TakeLead;
 use quorate::wire::request::TransferLeader;
+use quorate::wire::request::Unordered;
 use quorate::wire::request::VoteRequest;
 use quorate::wire::request::VoteResponse;
 use quorate::wire::status;
@@ -189,6 +198,7 @@ impl Fake {
     }
 
     fn page_of_shard(&self, scan: &Scan) -> Page {
+        let as_of = scan.cut.as_ref().map_or(Timestamp(555), |cut| cut.as_of);
         self.pages.fetch_add(1, Ordering::SeqCst);
         let keys = self.keys.lock().unwrap();
         let inside = keys.iter().filter(|(key, _)| scan.range.contains(key));
@@ -226,10 +236,11 @@ impl Fake {
         }
         Page {
             items,
-            rest_as_of: rest.is_some().then(|| scan.as_of.unwrap_or(Timestamp(555))),
+            rest_cut: rest.is_some().then(|| scan.cut_at(as_of)),
             rest,
-            as_of: scan.as_of.unwrap_or(Timestamp(555)),
+            as_of,
             answered: answered(),
+            unordered: None,
         }
     }
 
@@ -309,13 +320,33 @@ impl Fake {
                 PlacementCommand::RecordShard(_) => PlacementAnswer::Outdated,
                 PlacementCommand::TakeIds { count } => PlacementAnswer::FirstId(count + 1),
                 PlacementCommand::AddMember(_) => PlacementAnswer::Member(NodeId(8)),
+                PlacementCommand::EndOperator { .. } => PlacementAnswer::Missing,
+                _ => PlacementAnswer::Recorded,
             }),
-            Request::Report(report) => Response::Report(Changes {
-                upto: report.since + 3,
-                more: true,
-                members: vec![newcomer().into_member(NodeId(8))],
-                shards: report.shards,
+            Request::Report(report) => Response::Report(Orders {
+                changes: Changes {
+                    upto: report.since + 3,
+                    more: true,
+                    members: vec![newcomer().into_member(NodeId(8))],
+                    shards: report.changed,
+                    keyspaces: admin::keyspaces(),
+                },
+                steps: admin::steps(),
+                hosts: vec![NodeId(1), NodeId(3)],
+                snapshot_bytes_per_second: 7,
             }),
+            Request::Overview(_) => Response::Overview(Box::new(admin::overview())),
+            Request::Explain(_) => Response::Explain(Box::new(admin::explained())),
+            Request::Arrange(_) => Response::Arrange,
+            Request::ListKeyspaces => Response::Keyspaces(admin::keyspaces()),
+            Request::Within(within) => {
+                let resume = within.resume.clone();
+                let mut answer = self.answer(within.request.of(None, None))?;
+                if let Response::Scan(page) = &mut answer {
+                    page.unordered = Some(Unordered { resume });
+                }
+                answer
+            }
             Request::Locate(_) => Response::Locate(shard_route(None)),
             Request::Routes(_) => match self.routes.lock().unwrap().pop_front() {
                 Some(answer) => answer?,
@@ -330,7 +361,8 @@ impl Fake {
                 let standing = match name.replica.0 {
                     1 => Standing::Member,
                     2 => Standing::NotYet,
-                    _ => Standing::Stranger,
+                    3 => Standing::Stranger,
+                    _ => Standing::Absorbed(vec![ShardId(8), ShardId(9)]),
                 };
                 Response::Membership(standing, shard_descriptor())
             }
@@ -346,6 +378,7 @@ impl Fake {
                 Check::Portion(portion) => Checked::Portion(portion.as_of.0 + 1),
                 Check::Quarantine => Checked::Quarantined,
             }),
+            Request::Merge(request) => Response::Merge(merge::answer(request)),
         })
     }
 }
@@ -759,7 +792,10 @@ fn one_of_each_request() -> Vec<Request> {
         reverse: true,
         keys_only: false,
         read: ReadKind::Follower,
-        as_of: Some(Timestamp(44)),
+        cut: Some(Cut {
+            as_of: Timestamp(44),
+            border: Some(Bytes::from_static(b"m")),
+        }),
     };
     let write = |kind| {
         Request::Write(Write {
@@ -795,7 +831,7 @@ fn one_of_each_request() -> Vec<Request> {
         shard: ShardId(5),
         replica: ReplicaId(replica),
     };
-    vec![
+    let requests = vec![
         put("k", "v"),
         get("k"),
         get("absent"),
@@ -834,10 +870,6 @@ fn one_of_each_request() -> Vec<Request> {
         Request::Placement(PlacementCommand::RecordShard(shard_descriptor())),
         Request::Placement(PlacementCommand::TakeIds { count: 9 }),
         Request::Placement(PlacementCommand::AddMember(newcomer())),
-        Request::Report(Report {
-            shards: vec![shard_descriptor()],
-            since: 5,
-        }),
         Request::Locate(key()),
         create(1),
         create(2),
@@ -845,6 +877,7 @@ fn one_of_each_request() -> Vec<Request> {
         Request::Membership(name(1)),
         Request::Membership(name(2)),
         Request::Membership(name(3)),
+        Request::Membership(name(4)),
         Request::ReplicaLeft(name(4)),
         Request::AddReplica(AddReplica {
             shard: ShardId(5),
@@ -855,9 +888,34 @@ fn one_of_each_request() -> Vec<Request> {
         Request::CheckReplica(name(7), check_portion(8)),
         Request::CheckReplica(name(7), check_portion(0)),
         Request::CheckReplica(name(7), Check::Quarantine),
+    ];
+    let of_keyspace: Vec<Request> = requests.iter().filter_map(within).collect();
+    requests
+        .into_iter()
+        .chain(of_keyspace)
+        .chain(admin::requests())
+        .chain(merge::requests())
         // The last one: its stream goes on asking for a moment after the first answer was taken.
-        Request::Routes(0),
-    ]
+        .chain([Request::Routes(0)])
+        .collect()
+}
+
+/// The same of the keys of a keyspace.
+fn within(request: &Request) -> Option<Request> {
+    let place = || Some(Key::from("place"));
+    let (request, resume) = match request.clone() {
+        Request::Get(get) => (KeyRequest::Get(get), None),
+        Request::BatchGet(get) => (KeyRequest::BatchGet(get), None),
+        Request::Scan(scan) => (KeyRequest::Scan(scan), place()),
+        Request::Write(write) => {
+            let is_range = matches!(write.kind, WriteKind::Range { .. });
+            let resume = place().filter(|_| is_range);
+            (KeyRequest::Write(write), resume)
+        }
+        _ => return None,
+    };
+    let keyspace = "orders".parse().unwrap();
+    Some(request.of(Some(keyspace), resume))
 }
 
 #[tokio::test]
@@ -1533,7 +1591,7 @@ async fn a_scan_is_one_cut_in_portions_and_goes_on_where_a_limit_ended_it() {
     assert!(all[3].resume.is_none());
     let calls = node.fake.calls.lock().unwrap().clone();
     let stamps = calls.iter().map(|call| match &call.request {
-        Request::Scan(scan) => scan.as_of,
+        Request::Scan(scan) => scan.cut.as_ref().map(|cut| cut.as_of),
         other => panic!("{other:?}"),
     });
     let first = Some(Timestamp(555));
@@ -1551,6 +1609,7 @@ async fn a_scan_is_one_cut_in_portions_and_goes_on_where_a_limit_ended_it() {
             seen.extend(keys(&portions).into_iter().map(<[u8]>::to_vec));
             let last = portions.last().unwrap();
             request.as_of = last.resume_as_of;
+            request.border = last.resume_border.clone();
             request.range = last.resume.clone();
             if request.range.is_none() {
                 break;
@@ -1591,7 +1650,7 @@ async fn a_scan_goes_over_shards_cut_by_cut_and_one_cut_ends_with_its_shard() {
     assert_eq!(goes_on.collect::<Vec<_>>(), [555, 0, 555, 0]);
     let calls = node.fake.calls.lock().unwrap().clone();
     let stamps = calls.iter().map(|call| match &call.request {
-        Request::Scan(scan) => scan.as_of,
+        Request::Scan(scan) => scan.cut.as_ref().map(|cut| cut.as_of),
         other => panic!("{other:?}"),
     });
     let first = Some(Timestamp(555));

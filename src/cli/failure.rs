@@ -97,7 +97,7 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let exit_code = match &error {
-            Error::NotFound { .. } => EXIT_NOT_FOUND,
+            Error::NotFound { .. } | Error::NoKeyspace { .. } => EXIT_NOT_FOUND,
             Error::Unavailable { .. } | Error::Timeout { .. } | Error::NotLeader { .. } => {
                 EXIT_UNREACHABLE
             }

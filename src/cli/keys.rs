@@ -17,6 +17,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::text;
 use crate::cli::text::Encoding;
+use crate::client::Kv;
 use crate::client::kv::Outcome;
 use crate::client::kv::ReadOptions;
 use crate::client::kv::ScanOptions;
@@ -28,6 +29,7 @@ use crate::types::RequestId;
 use crate::types::Timestamp;
 use crate::types::Value;
 use crate::types::key::VALUE_BYTES_MAX;
+use crate::types::keyspace::KeyspaceName;
 use crate::types::request::Condition;
 use crate::types::request::DELETE_RANGE_KEYS_MAX;
 use crate::types::request::KeyValue;
@@ -47,6 +49,11 @@ pub struct EncodingArgs {
 }
 
 impl EncodingArgs {
+    /// Whether something else than text is said.
+    pub fn is_given(&self) -> bool {
+        self.base64 || self.hex
+    }
+
     /// The bytes meant by an argument.
     pub fn decode(&self, name: &str, text: &str) -> Result<Bytes, Failure> {
         let encoding = match (self.base64, self.hex) {
@@ -98,6 +105,24 @@ impl RangeArgs {
     }
 }
 
+/// Whose keys.
+#[derive(Debug, Clone, Args)]
+pub struct KeyspaceArgs {
+    /// The keyspace that the keys are of
+    #[arg(long, value_name = "NAME")]
+    keyspace: Option<KeyspaceName>,
+}
+
+impl KeyspaceArgs {
+    fn kv(&self, context: &Context) -> Result<Kv, Failure> {
+        let kv = context.kv()?;
+        Ok(match &self.keyspace {
+            None => kv,
+            Some(keyspace) => kv.within(keyspace.clone()),
+        })
+    }
+}
+
 /// How fresh.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct FreshnessArgs {
@@ -145,12 +170,15 @@ Prints the value's bytes and nothing else; a newline follows only on a terminal.
 
 Example:
   quorate get greeting
-  quorate get greeting --follower -o json")]
+  quorate get greeting --follower -o json
+  quorate get --keyspace orders 1001")]
 pub struct GetArgs {
     /// The key
     key: String,
     #[command(flatten)]
     freshness: FreshnessArgs,
+    #[command(flatten)]
+    keyspace: KeyspaceArgs,
     #[command(flatten)]
     encoding: EncodingArgs,
 }
@@ -159,7 +187,7 @@ pub struct GetArgs {
 pub async fn get(args: GetArgs, context: &Context) -> Result<(), Failure> {
     let key = args.encoding.decode("KEY", &args.key)?;
     let options = args.freshness.options();
-    let read = context.kv()?.get(key.clone(), options).await?;
+    let read = args.keyspace.kv(context)?.get(key.clone(), options).await?;
     let Some(versioned) = read.found else {
         return Err(Failure::not_found(format!(
             "key {} is not there",
@@ -231,12 +259,15 @@ fn read_value(source: impl Read, name: &str) -> Result<Value, Failure> {
 Example:
   quorate put greeting hello
   quorate put picture --file cat.png
+  quorate put --keyspace orders 1001 shipped
   echo -n hello | quorate put greeting -")]
 pub struct PutArgs {
     /// The key
     key: String,
     #[command(flatten)]
     value: ValueArgs,
+    #[command(flatten)]
+    keyspace: KeyspaceArgs,
     #[command(flatten)]
     encoding: EncodingArgs,
     #[command(flatten)]
@@ -248,7 +279,8 @@ pub async fn put(args: PutArgs, context: &Context) -> Result<(), Failure> {
     let key = args.encoding.decode("KEY", &args.key)?;
     let value = args.value.read(&args.encoding, context)?;
     let options = args.again.options();
-    let written = context.kv()?.put(key.clone(), value, options).await?;
+    let kv = args.keyspace.kv(context)?;
+    let written = kv.put(key.clone(), value, options).await?;
     print_written(&key, written, context)
 }
 
@@ -259,16 +291,19 @@ A key that is not there is no error: it is gone either way.
 
 Example:
   quorate delete greeting
-  quorate delete --prefix session/")]
+  quorate delete --prefix session/
+  quorate delete --keyspace orders --all")]
 pub struct DeleteArgs {
     /// The key
     #[arg(conflicts_with_all = ["prefix", "start", "end", "all"])]
     key: Option<String>,
     #[command(flatten)]
     range: RangeArgs,
-    /// Every key of the cluster
+    /// Every key of the cluster, or of the keyspace
     #[arg(long, conflicts_with_all = ["prefix", "start", "end"])]
     all: bool,
+    #[command(flatten)]
+    keyspace: KeyspaceArgs,
     #[command(flatten)]
     encoding: EncodingArgs,
     #[command(flatten)]
@@ -282,7 +317,8 @@ pub async fn delete(args: DeleteArgs, context: &Context) -> Result<(), Failure> 
     };
     let key = args.encoding.decode("KEY", key)?;
     let options = args.again.options();
-    let written = context.kv()?.delete(key.clone(), options).await?;
+    let kv = args.keyspace.kv(context)?;
+    let written = kv.delete(key.clone(), options).await?;
     print_written(&key, written, context)
 }
 
@@ -297,21 +333,22 @@ async fn delete_range(args: DeleteArgs, context: &Context) -> Result<(), Failure
             "--request-id is for one key: a range is removed in several writes, and starting over does no harm",
         ));
     }
-    let mut range = args.range.range(&args.encoding)?;
-    let kv = context.kv()?;
+    let range = args.range.range(&args.encoding)?;
+    let kv = args.keyspace.kv(context)?;
     let mut deleted: u64 = 0;
+    let mut resume = None;
     loop {
         let options = WriteOptions::default();
-        let portion = kv.delete_range(range.clone(), DELETE_RANGE_KEYS_MAX, options);
+        let portion = kv.delete_range_on(range.clone(), resume, DELETE_RANGE_KEYS_MAX, options);
         let portion = portion.await.map_err(|error| {
             Failure::from(error).while_doing(format!(
                 "after {deleted} keys were deleted (starting over does no harm)"
             ))
         })?;
         deleted += u64::from(portion.deleted);
-        match portion.resume {
-            Some(resume) => range.start = resume,
-            None => break,
+        resume = portion.resume;
+        if resume.is_none() {
+            break;
         }
     }
     let line = format!("deleted {deleted}");
@@ -325,7 +362,8 @@ Exits with 1, and says which version is there, when the key is not as expected.
 
 Example:
   quorate cas greeting 'good evening' --expect hello
-  quorate cas lock mine --expect-absent")]
+  quorate cas lock mine --expect-absent
+  quorate cas --keyspace orders 1001 paid --expect new")]
 pub struct CasArgs {
     /// The key
     key: String,
@@ -333,6 +371,8 @@ pub struct CasArgs {
     value: ValueArgs,
     #[command(flatten)]
     expected: Expected,
+    #[command(flatten)]
+    keyspace: KeyspaceArgs,
     #[command(flatten)]
     encoding: EncodingArgs,
     #[command(flatten)]
@@ -384,7 +424,7 @@ pub async fn cas(args: CasArgs, context: &Context) -> Result<(), Failure> {
         value,
     };
     let options = args.again.options();
-    let kv = context.kv()?;
+    let kv = args.keyspace.kv(context)?;
     let written = kv.write(vec![condition], vec![put], options).await?;
     print_written(&key, written, context)
 }
@@ -393,11 +433,13 @@ pub async fn cas(args: CasArgs, context: &Context) -> Result<(), Failure> {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Prints one key in each line, a tab, and its value. What is no text is escaped; -o json, or export,
-gives every byte.
+gives every byte. The keys of a hash keyspace come bucket by bucket, in order within each alone, which is
+said on standard error.
 
 Example:
   quorate scan --prefix user/ --limit 10
-  quorate scan --start a --end m --reverse --keys-only -o json")]
+  quorate scan --start a --end m --reverse --keys-only -o json
+  quorate scan --keyspace orders --prefix 2024-")]
 pub struct ScanArgs {
     #[command(flatten)]
     range: RangeArgs,
@@ -413,6 +455,8 @@ pub struct ScanArgs {
     #[command(flatten)]
     freshness: FreshnessArgs,
     #[command(flatten)]
+    keyspace: KeyspaceArgs,
+    #[command(flatten)]
     encoding: EncodingArgs,
 }
 
@@ -423,10 +467,17 @@ pub async fn scan(args: ScanArgs, context: &Context) -> Result<(), Failure> {
     options.reverse = args.reverse;
     options.keys_only = args.keys_only;
     options.options = args.freshness.options();
-    let mut pages = context.kv()?.scan(options);
+    let mut pages = args.keyspace.kv(context)?.scan(options);
     let mut rest = None;
+    let mut is_told = false;
     while let Some(page) = pages.next().await {
         let page = page?;
+        if page.unordered.is_some() && !is_told {
+            let order =
+                "these keys come bucket by bucket, and are in order within each bucket alone";
+            context.world.tell(order);
+            is_told = true;
+        }
         print_page(&page, args.keys_only, context)?;
         context.world.flush()?;
         rest = page.rest;

@@ -237,6 +237,7 @@ fn error_kind(error: &Error) -> &'static str {
         Error::WrongCluster { .. } => "wrong cluster",
         Error::WrongNode { .. } => "wrong node",
         Error::NotFound { .. } => "not found",
+        Error::NoKeyspace { .. } => "no keyspace",
         Error::Internal(_) => "internal",
     }
 }

@@ -5,17 +5,30 @@
 
 pub mod failure;
 pub mod text;
+pub mod render;
 pub mod records;
 pub mod world;
 pub mod progress;
 pub mod context;
+pub mod waiting;
 pub mod keys;
 pub mod import;
 pub mod export;
 pub mod cluster;
+pub mod duty;
 pub mod node;
 pub mod replicas;
+pub mod target;
+pub mod explain;
+pub mod orders;
+pub mod moves;
+pub mod merges;
 pub mod shard;
+pub mod operator;
+pub mod placement;
+pub mod rule_file;
+pub mod rule;
+pub mod keyspace;
 pub mod load;
 pub mod bench;
 pub mod verify;
@@ -39,6 +52,8 @@ use crate::server::options::Addresses;
 use crate::server::options::InitialCluster;
 use crate::testkit::decoders::Decoder;
 use crate::types::ClusterId;
+use crate::types::keyspace::KeyspaceName;
+use crate::types::rule::Label;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -108,11 +123,32 @@ pub enum Verb {
     Export(export::ExportArgs),
     /// Show nodes, groups and leaders
     Status(cluster::StatusArgs),
-    /// List the nodes of the cluster
-    #[command(subcommand, after_help = "Example:\n  quorate node list")]
+    /// List the nodes of the cluster, and say what is wanted of them
+    #[command(
+        subcommand,
+        after_help = "Example:\n  quorate node list\n  quorate node decommission n4"
+    )]
     Node(node::NodeVerb),
-    /// List and split shards, and move their leaders and replicas
-    Shard(shard::ShardArgs),
+    /// List, split, merge and explain shards, and move their leaders and replicas
+    Shard(Box<shard::ShardArgs>),
+    /// Show what placement is doing with shards, and give it up
+    #[command(subcommand, after_help = "Example:\n  quorate operator list")]
+    Operator(operator::OperatorVerb),
+    /// Show what placement sees and by which thresholds it acts, and have it pause
+    #[command(subcommand, after_help = "Example:\n  quorate placement status")]
+    Placement(placement::PlacementVerb),
+    /// Say where the shards with a prefix shall be, and how many replicas of them
+    #[command(
+        subcommand,
+        after_help = "Example:\n  quorate rule set user/ --replicas 5 --require region=eu"
+    )]
+    Rule(rule::RuleVerb),
+    /// Name prefixes, and spread the keys behind one over shards by their hash
+    #[command(
+        subcommand,
+        after_help = "Example:\n  quorate keyspace create orders --hash\n  quorate put --keyspace orders 1001 shipped"
+    )]
+    Keyspace(keyspace::KeyspaceVerb),
     /// Ask the node on this machine whether it is ready: for container health checks
     Health(cluster::HealthArgs),
     /// Measure throughput and latency
@@ -148,7 +184,11 @@ pub async fn run(cli: Cli, world: World) -> Result<(), Failure> {
         Verb::Export(args) => export::run(args, &context).await,
         Verb::Status(args) => cluster::status(args, &context).await,
         Verb::Node(verb) => node::run(verb, &context).await,
-        Verb::Shard(args) => shard::run(args, &context).await,
+        Verb::Shard(args) => shard::run(*args, &context).await,
+        Verb::Operator(verb) => operator::run(verb, &context).await,
+        Verb::Placement(verb) => placement::run(verb, &context).await,
+        Verb::Rule(verb) => rule::run(verb, &context).await,
+        Verb::Keyspace(verb) => keyspace::run(verb, &context).await,
         Verb::Health(args) => cluster::health(args, &context).await,
         Verb::Bench(args) => bench::run(args, &context).await,
         Verb::Verify(args) => verify::run(args, &context),
@@ -214,6 +254,10 @@ pub const DECODERS: &[Decoder] = &[
         name: "argument",
         read: read_argument,
     },
+    Decoder {
+        name: "rule file",
+        read: read_rule_file,
+    },
 ];
 
 fn read_line(bytes: &[u8]) -> bool {
@@ -223,6 +267,12 @@ fn read_line(bytes: &[u8]) -> bool {
     let again = records::format(&record.key, &record.value);
     assert_eq!(records::parse(again.as_bytes()), Ok(record));
     true
+}
+
+fn read_rule_file(bytes: &[u8]) -> bool {
+    let text = std::str::from_utf8(bytes);
+    let decode = |prefix: &str| text::Encoding::Text.decode(prefix);
+    text.is_ok_and(|text| rule_file::parse(text, decode).is_ok())
 }
 
 fn read_argument(bytes: &[u8]) -> bool {
@@ -241,6 +291,9 @@ fn read_argument(bytes: &[u8]) -> bool {
         parse_time(word).is_ok(),
         parse_cluster(word).is_ok(),
         word.parse::<InitialCluster>().is_ok(),
+        word.parse::<Label>().is_ok(),
+        word.parse::<KeyspaceName>().is_ok(),
+        rule_file::parse_replicas(word).is_ok(),
         word.parse::<Addresses>().is_ok(),
         word.parse::<options::Bytes>().is_ok(),
     ];

@@ -215,6 +215,63 @@ impl<'a> Meter<'a> {
     }
 }
 
+/// Counts down what is left, which may rise in between.
+pub struct Countdown<'a> {
+    world: &'a World,
+    bar: Option<ProgressBar>,
+    /// The most that was left at any time.
+    most: u64,
+    shown: Option<Instant>,
+}
+
+impl<'a> Countdown<'a> {
+    /// Nothing is known yet.
+    pub fn start(world: &'a World) -> Self {
+        let bar = || {
+            let style = ProgressStyle::with_template(BAR_OF_TIME);
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(0).with_style(style)
+        };
+        Countdown {
+            world,
+            bar: world.stderr_is_terminal.then(bar),
+            most: 0,
+            shown: None,
+        }
+    }
+
+    /// So much is left; shows the line if it is time.
+    pub fn show(&mut self, left: u64, line: &str) {
+        self.most = self.most.max(left);
+        if let Some(bar) = &self.bar {
+            bar.set_length(self.most);
+            bar.set_position(self.most - left);
+            bar.set_message(line.to_owned());
+        } else if self
+            .shown
+            .is_none_or(|shown| shown.elapsed() >= LINE_INTERVAL)
+        {
+            self.shown = Some(Instant::now());
+            self.world.tell(line);
+        }
+    }
+
+    /// Says something else above the bar.
+    pub fn tell(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.world.tell(line)),
+            None => self.world.tell(line),
+        }
+    }
+
+    /// Takes the bar away, so that something else can be said.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn bar(bytes_total: Option<u64>) -> ProgressBar {
     let (bar, template) = match bytes_total {
         Some(total) => (ProgressBar::new(total), BAR),

@@ -1,20 +1,24 @@
-//! The verbs about shards: list, split, transfer-leader.
+//! The verbs about shards: list, split, transfer-leader. The others are in files of their own.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
 use clap::Subcommand;
-use serde_json::Map;
 use serde_json::Value as Json;
 use serde_json::json;
 
 use crate::cli::cluster::NODE_DEADLINE;
 use crate::cli::cluster::table;
 use crate::cli::context::Context;
+use crate::cli::explain;
 use crate::cli::failure::Failure;
 use crate::cli::keys::EncodingArgs;
+use crate::cli::merges;
+use crate::cli::moves;
 use crate::cli::progress::Steps;
+use crate::cli::render::bounds;
+use crate::cli::render::shard_object;
 use crate::cli::replicas;
 use crate::cli::text;
 use crate::client::Admin;
@@ -45,7 +49,9 @@ const CUT_PAUSE: Duration = Duration::from_millis(200);
 Example:
   quorate shard list
   quorate shard split s1 --at m
-  quorate shard transfer-leader s1 --to n2")]
+  quorate shard merge s1
+  quorate shard transfer-leader s1 --to n2
+  quorate shard explain s1")]
 pub struct ShardArgs {
     #[command(subcommand)]
     verb: ShardVerb,
@@ -63,6 +69,12 @@ enum ShardVerb {
     AddReplica(replicas::AddReplicaArgs),
     /// Take a replica from a shard
     RemoveReplica(replicas::RemoveReplicaArgs),
+    /// Have placement move a replica from one node to another
+    Move(moves::MoveArgs),
+    /// Have a shard absorb its right neighbour
+    Merge(merges::MergeArgs),
+    /// Say why a shard is where it is, and what holds placement back
+    Explain(explain::ExplainArgs),
 }
 
 /// Does what was typed.
@@ -73,6 +85,9 @@ pub async fn run(args: ShardArgs, context: &Context) -> Result<(), Failure> {
         ShardVerb::TransferLeader(args) => transfer_leader(args, context).await,
         ShardVerb::AddReplica(args) => replicas::add(args, context).await,
         ShardVerb::RemoveReplica(args) => replicas::remove(args, context).await,
+        ShardVerb::Move(args) => moves::run(args, context).await,
+        ShardVerb::Merge(args) => merges::run(args, context).await,
+        ShardVerb::Explain(args) => explain::run(args, context).await,
     }
 }
 
@@ -119,17 +134,15 @@ async fn list(args: ListArgs, context: &Context) -> Result<(), Failure> {
 
 fn row(view: &ShardView) -> [String; 6] {
     let shard = &view.shard;
-    let start = &shard.range.start;
-    let start = (!start.is_empty()).then_some(start);
-    let bound = |key: Option<&Key>| key.map_or("-".to_string(), |key| text::shown(key));
+    let (start, end) = bounds(&shard.range);
     let replicas = view.replicas.iter().map(|replica| {
         let role = replica.role.as_deref().unwrap_or("silent");
         format!("{} {role}", replica.replica.node)
     });
     [
         shard.id.to_string(),
-        bound(start),
-        bound(shard.range.end.as_ref()),
+        start,
+        end,
         view.leader
             .map_or("none".to_string(), |node| node.to_string()),
         replicas.collect::<Vec<String>>().join(", "),
@@ -152,26 +165,11 @@ fn view_json(view: &ShardView) -> Json {
     object.into()
 }
 
-/// Id, range and epoch; an end of null is behind the last key.
-fn shard_object(shard: &ShardDescriptor) -> Map<String, Json> {
-    let mut object = Map::new();
-    object.insert("shard".into(), shard.id.to_string().into());
-    text::insert_bytes(&mut object, "start", &shard.range.start);
-    match &shard.range.end {
-        Some(end) => text::insert_bytes(&mut object, "end", end),
-        None => {
-            object.insert("end".into(), Json::Null);
-        }
-    }
-    let epoch = json!({ "bounds": shard.epoch.bounds, "conf": shard.epoch.conf });
-    object.insert("epoch".into(), epoch);
-    object
-}
-
 #[derive(Debug, Args)]
 #[command(after_help = "\
 No data moves: both halves stay on the nodes where they are. Where a shard begins already nothing is
-cut, so the same command may be given again.
+cut, so the same command may be given again. What stays small and cold is merged again after a while,
+unless `placement set merge_bytes 0` says that nothing is.
 
 Even parts: key i of N - 1 is the prefix and, behind it, i * 65536 / N as two bytes, the last of them
 left out where it is zero. So --prefix '' --count 4 cuts at the bytes 40, 80 and c0. Keys that are text

@@ -36,6 +36,7 @@ use crate::node::identity;
 use crate::node::identity::ENGINE;
 use crate::node::identity::IdentityError;
 use crate::node::identity::WAL;
+use crate::node::keyspaces;
 use crate::node::members;
 use crate::placement::machine as placement;
 use crate::placement::machine::PlacementMachine;
@@ -77,7 +78,8 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<(), Failure> {
     }
     // Held to the end, so that no node starts meanwhile.
     let (identity, found) = check_identity(&files, directory)?;
-    let mut parts = vec![found, check_members(&*files, directory)];
+    let mut parts = vec![found];
+    parts.extend(check_memories(&*files, directory));
     let (log, engine) = (directory.join(WAL), directory.join(ENGINE));
     let bytes = (bytes_in(&log)?, bytes_in(&engine)?);
     let scratch = Scratch::new(&args, bytes.1, &*files)?;
@@ -92,7 +94,8 @@ pub fn run(args: VerifyArgs, context: &Context) -> Result<(), Failure> {
     drop(scratch);
     if let (Some(log), Some(stored)) = (log, stored) {
         let founded = read(&*files, &directory.join(FOUNDED))?.is_some();
-        let problems = audit::contradictions(&log, &stored, founded);
+        let (stored, ended) = stored;
+        let problems = audit::contradictions(&log, &stored, &ended, founded);
         let found = format!("{} replicas agree", stored.len());
         parts.push(Part::new("log and engine", found, problems));
     }
@@ -204,19 +207,39 @@ fn check_identity(
     }
 }
 
-/// Damage here does no harm: placement tells the members again.
-fn check_members(files: &dyn Files, directory: &Path) -> Part {
-    const NAME: &str = "members";
-    match members::inspect(files, directory) {
+/// What the node remembers of what placement has told. Damage here does no harm: it is told again.
+fn check_memory(
+    name: &'static str,
+    remembered: Result<Option<usize>, String>,
+    remedy: &'static str,
+) -> Part {
+    match remembered {
         Ok(count) => {
             let found = count.map_or("none remembered".to_owned(), |count| format!("{count}"));
-            Part::new(NAME, found, Vec::new())
+            Part::new(name, found, Vec::new())
         }
         Err(error) => Part {
-            remedy: "remove the file members: placement tells them again",
-            ..Part::damaged(NAME, error)
+            remedy,
+            ..Part::damaged(name, error)
         },
     }
+}
+
+fn check_memories(files: &dyn Files, directory: &Path) -> [Part; 2] {
+    let members = members::inspect(files, directory);
+    let keyspaces = keyspaces::inspect(files, directory);
+    [
+        check_memory(
+            "members",
+            members,
+            "remove the file members: placement tells them again",
+        ),
+        check_memory(
+            "keyspaces",
+            keyspaces,
+            "remove the file keyspaces: placement tells them again",
+        ),
+    ]
 }
 
 fn check_log(
@@ -249,8 +272,8 @@ fn check_log(
     }
 }
 
-/// What the engine says of each replica.
-type StoredReplicas = BTreeMap<ReplicaId, Stored>;
+/// What the engine says of each replica, and which ones have ended.
+type StoredReplicas = (BTreeMap<ReplicaId, Stored>, Vec<ReplicaId>);
 
 fn check_engine(
     directory: &Path,
@@ -260,7 +283,7 @@ fn check_engine(
     const NAME: &str = "engine";
     if !directory.is_dir() {
         let none = Part::new(NAME, "none yet".to_owned(), Vec::new());
-        return Ok((Some(StoredReplicas::new()), none));
+        return Ok((Some(StoredReplicas::default()), none));
     }
     copy_files(directory, scratch, progress).map_err(|error| unfit(scratch, error))?;
     let engine = match SledEngine::open(scratch, &sled::Options::default()) {
@@ -286,7 +309,7 @@ fn check_stored(
     let mut advance = |bytes| progress.advance(1, bytes);
     let mut checked = shard::audit::audit(&*engine, &clear_list, &mut advance)?;
     let rows = checked.rows.iter();
-    let mut stored: StoredReplicas = rows.map(|(id, row)| (*id, Stored::of(row))).collect();
+    let mut stored: BTreeMap<_, _> = rows.map(|(id, row)| (*id, Stored::of(row))).collect();
     for replica in placement::replicas(&*engine)? {
         match PlacementMachine::open(Arc::clone(&engine), replica) {
             Ok(machine) => {
@@ -311,7 +334,8 @@ fn check_stored(
     };
     let (records, replicas) = (checked.records, stored.len());
     let found = format!("{records} records, {replicas} replicas{stray}");
-    Ok((stored, Part::new("engine", found, checked.problems)))
+    let part = Part::new("engine", found, checked.problems);
+    Ok(((stored, checked.destroyed), part))
 }
 
 /// A directory that is removed again.

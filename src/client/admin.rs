@@ -15,12 +15,17 @@ use crate::types::Key;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
 use crate::types::ShardId;
+use crate::types::keyspace::Definition;
 use crate::types::node::Member;
+use crate::types::overview::Arrangement;
+use crate::types::overview::Explained;
+use crate::types::overview::Overview;
 use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::AddReplica;
 use crate::wire::request::GroupStatus;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::OverviewQuery;
 use crate::wire::request::ReplicaName;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
@@ -259,6 +264,58 @@ impl Admin {
         let request = Request::RemoveReplica(ReplicaName { shard, replica });
         match self.sender.send(request, deadline).await? {
             Response::RemoveReplica(shard) => Ok(shard),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What placement sees and does; the shards only if asked for. Cancel-safe.
+    pub async fn overview(
+        &self,
+        query: OverviewQuery,
+        deadline: Option<Duration>,
+    ) -> Result<Overview> {
+        let request = Request::Overview(query);
+        match self.sender.send(request, deadline).await? {
+            Response::Overview(overview) => Ok(*overview),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Why a shard is where it is, and what holds placement back. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when placement has not heard of the shard.
+    pub async fn explain(&self, shard: ShardId, deadline: Option<Duration>) -> Result<Explained> {
+        match self.sender.send(Request::Explain(shard), deadline).await? {
+            Response::Explain(explained) => Ok(*explained),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Says what is wanted of placement. Sent again it does no harm, so an uncertain attempt is repeated. A
+    /// dropped call may have been recorded.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it makes no sense, [`Error::NotFound`] when what it is about is not there.
+    pub async fn arrange(
+        &self,
+        arrangement: Arrangement,
+        deadline: Option<Duration>,
+    ) -> Result<()> {
+        match self
+            .sender
+            .send(Request::Arrange(arrangement), deadline)
+            .await?
+        {
+            Response::Arrange => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The keyspaces by name, deleted ones too. Cancel-safe.
+    pub async fn keyspaces(&self, deadline: Option<Duration>) -> Result<Vec<Definition>> {
+        match self.sender.send(Request::ListKeyspaces, deadline).await? {
+            Response::Keyspaces(keyspaces) => Ok(keyspaces),
             other => Err(unexpected(&other)),
         }
     }

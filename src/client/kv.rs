@@ -16,6 +16,7 @@ use crate::types::KeyRange;
 use crate::types::RequestId;
 use crate::types::Timestamp;
 use crate::types::Value;
+use crate::types::keyspace::KeyspaceName;
 use crate::types::request::Answered;
 use crate::types::request::Condition;
 use crate::types::request::Operation;
@@ -25,7 +26,9 @@ use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::wire::request::BatchGet;
+use crate::wire::request::Cut;
 use crate::wire::request::Get;
+use crate::wire::request::KeyRequest;
 use crate::wire::request::Page;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
@@ -139,28 +142,48 @@ pub struct DeletedRange {
     pub id: RequestId,
     /// Keys removed.
     pub deleted: u32,
-    /// Go on from here; `None` at the end of the range.
+    /// Go on from here ([`Kv::delete_range_on`]); `None` at the end of the range. Outside of hash keyspaces it is
+    /// a key.
     pub resume: Option<Key>,
 }
 
-/// Keys and values of a cluster. Cloning shares connections and routes.
+/// Keys and values of a cluster, as they are stored or as those of a keyspace. Cloning shares connections and
+/// routes.
 #[derive(Clone)]
 pub struct Kv {
     sender: Arc<Sender>,
+    keyspace: Option<KeyspaceName>,
 }
 
 impl Kv {
     /// Over the sender given.
     pub fn new(sender: Arc<Sender>) -> Kv {
-        Kv { sender }
+        Kv {
+            sender,
+            keyspace: None,
+        }
+    }
+
+    /// The keys of a keyspace: all requests are about its keys, and so are the answers. [`Error::NoKeyspace`]
+    /// where there is none.
+    pub fn within(&self, keyspace: KeyspaceName) -> Kv {
+        Kv {
+            sender: Arc::clone(&self.sender),
+            keyspace: Some(keyspace),
+        }
+    }
+
+    fn asked(&self, request: KeyRequest, resume: Option<Key>) -> Request {
+        request.of(self.keyspace.clone(), resume)
     }
 
     /// One key. Cancel-safe.
     pub async fn get(&self, key: Key, options: ReadOptions) -> Result<Found<Option<Versioned>>> {
-        let request = Request::Get(Get {
+        let get = Get {
             key,
             read: options.read,
-        });
+        };
+        let request = self.asked(KeyRequest::Get(get), None);
         match self.sender.send(request, options.deadline).await? {
             Response::Get(found, answered) => Ok(Found { found, answered }),
             other => Err(unexpected("get", &other)),
@@ -177,9 +200,9 @@ impl Kv {
         self.sender.prepare(options.deadline).await;
         let mut gather = Gather::new(BatchGet { keys, read });
         // What is not known here is asked of one node, which knows more.
-        let parts = gather.parts(|key| self.sender.range_with(key));
+        let parts = gather.parts(|key| self.shard_range(key));
         let asked = parts.iter().map(|part| {
-            let request = Request::BatchGet(part.get.clone());
+            let request = self.asked(KeyRequest::BatchGet(part.get.clone()), None);
             self.sender.send(request, options.deadline)
         });
         for (part, answer) in parts.iter().zip(try_join_all(asked).await?) {
@@ -193,9 +216,12 @@ impl Kv {
     }
 
     /// The range of the shard that holds `key`, if this client has heard of it. A hint: writes of keys
-    /// in one range are likely to be of one shard.
+    /// in one range are likely to be of one shard. Where the keys of a keyspace are is not known here.
     pub fn shard_range(&self, key: &[u8]) -> Option<KeyRange> {
-        self.sender.range_with(key)
+        match self.keyspace {
+            None => self.sender.range_with(key),
+            Some(_) => None,
+        }
     }
 
     /// Stores a value. May have happened when dropped.
@@ -229,7 +255,7 @@ impl Kv {
             conditions,
             operations,
         };
-        let (id, outcome, answered) = self.send_write(kind, options).await?;
+        let (id, outcome, answered) = self.send_write(kind, None, options).await?;
         let outcome = match outcome {
             WriteOutcome::Done {
                 version, deleted, ..
@@ -241,7 +267,8 @@ impl Kv {
             | WriteOutcome::ClockAhead { .. }
             | WriteOutcome::Spanning { .. }
             | WriteOutcome::StaleEpoch
-            | WriteOutcome::StaleStamp => return Err(not_final()),
+            | WriteOutcome::StaleStamp
+            | WriteOutcome::Frozen => return Err(not_final()),
         };
         Ok(Written {
             id,
@@ -251,16 +278,32 @@ impl Kv {
     }
 
     /// Removes up to `limit` keys from the start of a range: one portion, one write, of one shard. The
-    /// next portion starts at `resume`, under a new identity, until there is no `resume`. May have
-    /// happened when dropped.
+    /// next portion is removed by [`Kv::delete_range_on`], under a new identity, until there is no `resume`.
+    /// May have happened when dropped.
     pub async fn delete_range(
         &self,
         range: KeyRange,
         limit: u32,
         options: WriteOptions,
     ) -> Result<DeletedRange> {
+        self.delete_range_on(range, None, limit, options).await
+    }
+
+    /// Goes on with the removal of a range, where an earlier portion of the same range has said.
+    pub async fn delete_range_on(
+        &self,
+        mut range: KeyRange,
+        mut resume: Option<Key>,
+        limit: u32,
+        options: WriteOptions,
+    ) -> Result<DeletedRange> {
+        if self.keyspace.is_none()
+            && let Some(start) = resume.take()
+        {
+            range.start = start;
+        }
         let kind = WriteKind::Range { range, limit };
-        let (id, outcome, _) = self.send_write(kind, options).await?;
+        let (id, outcome, _) = self.send_write(kind, resume, options).await?;
         match outcome {
             WriteOutcome::Done {
                 deleted, resume, ..
@@ -274,20 +317,23 @@ impl Kv {
             | WriteOutcome::ClockAhead { .. }
             | WriteOutcome::Spanning { .. }
             | WriteOutcome::StaleEpoch
-            | WriteOutcome::StaleStamp => Err(not_final()),
+            | WriteOutcome::StaleStamp
+            | WriteOutcome::Frozen => Err(not_final()),
         }
     }
 
     /// A range in order of keys, portion by portion; the next one is asked for when the last was
     /// taken, so memory holds one. The portions of one shard are as of one moment of it; the next shard
     /// begins a new one. A key that was there all the time comes once, whatever splits meanwhile. After
-    /// an error the stream ends; the keys before it are complete.
+    /// an error the stream ends; the keys before it are complete. The keys of a hash keyspace come bucket by
+    /// bucket ([`Page::unordered`]).
     pub fn scan(&self, scan: ScanOptions) -> BoxStream<'static, Result<Page>> {
         let state = Some(ScanState {
             kv: self.clone(),
             left: scan.limit,
             range: scan.range.clone(),
-            as_of: None,
+            cut: None,
+            resume: None,
             scan,
         });
         futures::stream::unfold(state, |state| async {
@@ -305,10 +351,11 @@ impl Kv {
     async fn send_write(
         &self,
         kind: WriteKind,
+        resume: Option<Key>,
         options: WriteOptions,
     ) -> Result<(RequestId, WriteOutcome, Answered)> {
         let id = options.id.unwrap_or_else(|| self.sender.ids().next());
-        let request = Request::Write(Write { id, kind });
+        let request = self.asked(KeyRequest::Write(Write { id, kind }), resume);
         match self.sender.send(request, options.deadline).await? {
             Response::Write(outcome, answered) => Ok((id, outcome, answered)),
             other => Err(unexpected("write", &other)),
@@ -321,7 +368,8 @@ struct ScanState {
     scan: ScanOptions,
     range: KeyRange,
     left: Option<u64>,
-    as_of: Option<Timestamp>,
+    cut: Option<Cut>,
+    resume: Option<Key>,
 }
 
 impl ScanState {
@@ -333,21 +381,23 @@ impl ScanState {
         let keys_max = self.left.map_or(self.scan.page_keys, |left| {
             u32::try_from(left).map_or(self.scan.page_keys, |left| left.min(self.scan.page_keys))
         });
-        let request = Request::Scan(Scan {
+        let scan = Scan {
             range: self.range.clone(),
             keys_max,
             bytes_max: self.scan.page_bytes,
             reverse: self.scan.reverse,
             keys_only: self.scan.keys_only,
             read: self.scan.options.read,
-            as_of: self.as_of,
-        });
+            cut: self.cut.take(),
+        };
+        let request = self.kv.asked(KeyRequest::Scan(scan), self.resume.take());
         let sender = &self.kv.sender;
         let page = match sender.send(request, self.scan.options.deadline).await? {
             Response::Scan(page) => page,
             other => return Err(unexpected("scan", &other)),
         };
-        self.as_of = page.rest_as_of;
+        self.cut = page.rest_cut.clone();
+        self.resume = page.unordered.as_ref().and_then(|it| it.resume.clone());
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(page.items.len() as u64);
         }

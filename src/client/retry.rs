@@ -125,6 +125,7 @@ fn target_after(error: &Error) -> Target {
         | Error::WrongCluster { .. }
         | Error::WrongNode { .. }
         | Error::NotFound { .. }
+        | Error::NoKeyspace { .. }
         | Error::Internal(_) => Target::Other,
     }
 }
@@ -213,6 +214,7 @@ mod tests {
                 actual_incarnation: Incarnation([2; 16]),
             },
             Error::NotFound { what: "s9".into() },
+            Error::NoKeyspace { name: "a".into() },
             Error::Internal("broken".into()),
         ]
     }

@@ -168,6 +168,16 @@ impl Routes {
         true
     }
 
+    /// Whether the shard that is known at this place is the one that has answered. It is not when that has
+    /// absorbed it: then a status would tell.
+    pub fn meant(&self, place: Option<Anchor<'_>>, answers: &[Answered]) -> bool {
+        let shard = place.and_then(|place| self.shard_at(place));
+        match (shard, answers) {
+            (Some(shard), [answer]) => shard.id == answer.shard,
+            (Some(_), _) | (None, _) => true,
+        }
+    }
+
     /// Learns from a refusal who leads.
     pub fn redirected(&mut self, group: GroupId, leader: Option<NodeId>) {
         self.leads.entry(group).or_default().leader = leader;
@@ -285,6 +295,24 @@ mod tests {
             routes.candidates(),
             ["a:1", "n2:7400", "n1:7400", "n3:7400"]
         );
+    }
+
+    #[test]
+    fn an_answer_of_another_shard_than_the_known_one_shows_that_more_is_to_be_learned() {
+        let mut routes = routes();
+        let place = Some(Anchor::At(b"k"));
+        assert!(
+            routes.meant(place, &[answered(11, true)]),
+            "nothing known yet"
+        );
+        routes.observe(&status(1, Some(2)));
+        assert!(routes.meant(place, &[answered(11, true)]));
+        let absorber = Answered {
+            shard: ShardId(9),
+            ..answered(11, true)
+        };
+        assert!(!routes.meant(place, &[absorber]));
+        assert!(routes.meant(None, &[absorber]));
     }
 
     #[test]

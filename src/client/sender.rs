@@ -129,6 +129,7 @@ impl Sender {
         let end = Instant::now() + deadline.unwrap_or(self.options.deadline);
         self.refresh(end).await;
         let write = request.write_id();
+        let is_about_placement = is_about_placement(&request);
         let mut address = self.first_address(&request);
         let mut attempts = 0;
         let mut tried_since_wait = 0;
@@ -139,12 +140,16 @@ impl Sender {
             let left = end.saturating_duration_since(Instant::now());
             let error = match self.attempt(&address, &request, left).await {
                 Ok(response) => {
-                    self.note_answer(&address, &response);
+                    self.note_answer(&address, &request, &response);
                     return Ok(response);
                 }
                 Err(error) => error,
             };
             self.note_error(&address, &error, write);
+            // The leader of placement's group has said so.
+            if is_about_placement && matches!(error, Error::NotFound { .. }) {
+                return Err(error);
+            }
             happened |= retry::may_have_happened(&error);
             let situation = Situation {
                 attempts,
@@ -181,7 +186,7 @@ impl Sender {
         deadline: Duration,
     ) -> Result<Response> {
         let response = self.attempt(address, &request, deadline).await?;
-        self.note_answer(address, &response);
+        self.note_answer(address, &request, &response);
         Ok(response)
     }
 
@@ -270,7 +275,7 @@ impl Sender {
         }
     }
 
-    fn note_answer(&self, address: &str, response: &Response) {
+    fn note_answer(&self, address: &str, request: &Request, response: &Response) {
         let known = self.with_routes(|routes| {
             routes.reached(address);
             if let Response::Status(status) = response {
@@ -282,7 +287,8 @@ impl Sender {
             }
             // All are looked at: each teaches who leads, also behind one that is not known.
             let answers = answered(response).iter();
-            answers.filter(|answer| !routes.answered(answer)).count() == 0
+            let unknown = answers.filter(|answer| !routes.answered(answer)).count();
+            unknown == 0 && routes.meant(request.anchor(), answered(response))
         });
         // A leader's clock is the one that stamps; a follower's may be far behind.
         let leaders = answered(response).iter().filter(|answered| answered.leader);
@@ -320,6 +326,7 @@ impl Sender {
             | Error::WrongCluster { .. }
             | Error::WrongNode { .. }
             | Error::NotFound { .. }
+            | Error::NoKeyspace { .. }
             | Error::Internal(_) => {}
         }
     }
@@ -339,6 +346,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// The group that a request names; shards that are found by a key are found by the routes.
+/// Whether only placement's leader answers, and says itself that something is not there. A node without a replica
+/// says so of the group when another request names it, and that is no answer.
+fn is_about_placement(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Overview(_) | Request::Explain(_) | Request::Arrange(_) | Request::ListKeyspaces
+    )
+}
+
 fn group_of(request: &Request) -> Option<GroupId> {
     match request {
         Request::TransferLeader(transfer) => Some(transfer.group),
@@ -358,10 +374,17 @@ fn group_of(request: &Request) -> Option<GroupId> {
         | Request::Routes(_)
         // Any node knows as much.
         | Request::Locate(_)
+        | Request::Within(_)
         | Request::CreateReplica(_)
         | Request::CheckReplica(..)
+        | Request::Merge(_)
         | Request::ReplicaLeft(_) => None,
-        Request::Placement(_) | Request::Report(_) => Some(GroupId::Placement),
+        Request::Placement(_)
+        | Request::Report(_)
+        | Request::Overview(_)
+        | Request::Explain(_)
+        | Request::Arrange(_)
+        | Request::ListKeyspaces => Some(GroupId::Placement),
         Request::AddReplica(add) => Some(GroupId::Shard(add.shard)),
         Request::RemoveReplica(name) | Request::Membership(name) => {
             Some(GroupId::Shard(name.shard))
@@ -388,6 +411,12 @@ fn is_for_any(request: &Request) -> bool {
         | Request::Join(_)
         | Request::Placement(_)
         | Request::Report(_)
+        | Request::Overview(_)
+        | Request::Explain(_)
+        | Request::Arrange(_)
+        | Request::ListKeyspaces
+        // Where its keys are stored is not known here.
+        | Request::Within(_)
         | Request::Locate(_)
         | Request::Routes(_)
         | Request::CreateReplica(_)
@@ -395,7 +424,8 @@ fn is_for_any(request: &Request) -> bool {
         | Request::ReplicaLeft(_)
         | Request::AddReplica(_)
         | Request::RemoveReplica(_)
-        | Request::CheckReplica(..) => ReadKind::Linearizable,
+        | Request::CheckReplica(..)
+        | Request::Merge(_) => ReadKind::Linearizable,
     };
     read == ReadKind::Follower
 }
@@ -418,6 +448,10 @@ fn answered(response: &Response) -> &[Answered] {
         | Response::Join(_)
         | Response::Placement(_)
         | Response::Report(_)
+        | Response::Overview(_)
+        | Response::Explain(_)
+        | Response::Arrange
+        | Response::Keyspaces(_)
         | Response::Locate(_)
         | Response::Routes(..)
         | Response::CreateReplica(_)
@@ -425,7 +459,8 @@ fn answered(response: &Response) -> &[Answered] {
         | Response::ReplicaLeft
         | Response::AddReplica(_)
         | Response::RemoveReplica(_)
-        | Response::CheckReplica(_) => &[],
+        | Response::CheckReplica(_)
+        | Response::Merge(_) => &[],
     }
 }
 
@@ -453,6 +488,10 @@ fn final_answer(response: Response, write: Option<RequestId>) -> Result<Response
             current: Vec::new(),
         }),
         WriteOutcome::StaleStamp => Err(Error::unavailable(group, "its leader's clock was late")),
+        WriteOutcome::Frozen => Err(Error::unavailable(
+            group,
+            "it is about to be one with its neighbour",
+        )),
     }
 }
 

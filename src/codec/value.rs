@@ -1,10 +1,11 @@
 //! Values in the store: a byte that says which format, then the fields. Decides only.
 
+use bincode::error::DecodeError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Nothing decoded may claim more than this many bytes.
-const DECODED_BYTES_MAX: usize = 256 * 1024 * 1024;
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
 
 /// Why stored or received bytes could not be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,12 +64,17 @@ pub fn decode_fields<T: DeserializeOwned>(
     what: &'static str,
     fields: &[u8],
 ) -> Result<T, ValueError> {
-    let limited = bincode::config::standard().with_limit::<DECODED_BYTES_MAX>();
-    let (value, used) = bincode::serde::decode_from_slice(fields, limited).map_err(|error| {
-        ValueError::Damaged {
-            what,
-            reason: error.to_string(),
-        }
+    // A length is believed, and room made for it, before what it is of is read. No number takes more than
+    // sixteen times its stored bytes.
+    let decoded = match fields.len() / KIB {
+        0..4 => claiming::<T, { 64 * KIB }>(fields),
+        4..64 => claiming::<T, MIB>(fields),
+        64..1_024 => claiming::<T, { 16 * MIB }>(fields),
+        1_024.. => claiming::<T, { 256 * MIB }>(fields),
+    };
+    let (value, used) = decoded.map_err(|error| ValueError::Damaged {
+        what,
+        reason: error.to_string(),
     })?;
     if used != fields.len() {
         return Err(ValueError::Damaged {
@@ -77,6 +83,13 @@ pub fn decode_fields<T: DeserializeOwned>(
         });
     }
     Ok(value)
+}
+
+fn claiming<T: DeserializeOwned, const BYTES_MAX: usize>(
+    fields: &[u8],
+) -> Result<(T, usize), DecodeError> {
+    let limited = bincode::config::standard().with_limit::<BYTES_MAX>();
+    bincode::serde::decode_from_slice(fields, limited)
 }
 
 #[cfg(test)]

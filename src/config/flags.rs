@@ -90,6 +90,26 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<String>,
 
+    /// What is known of the node, for rules and for spreading replicas over zones: zone=a,disk=ssd
+    #[arg(
+        long,
+        value_name = "NAME=VALUE,..",
+        env = "QUORATE_LABELS",
+        help_heading = "Cluster"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<String>,
+
+    /// What the node is for: both, data or placement [default: both]
+    #[arg(
+        long,
+        value_name = "ROLE",
+        env = "QUORATE_ROLE",
+        help_heading = "Cluster"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+
     /// Address and port for clients [default: 127.0.0.1:7400]
     #[arg(
         long,

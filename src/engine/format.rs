@@ -12,9 +12,11 @@
 //! keeps any pages of what was not flushed, so the first one, with the new header, may be lost and a later
 //! one be there, with a whole message of a later part of the log in it, or with a piece out of the middle of
 //! one, which nothing tells from damage. What tells is the rest of the segment: sled frees one only when every
-//! page that it has messages of was written anew, whole, in a later one that a flushed header vouches for. So
-//! a segment of whose pages any was not may not have been freed. Anything that it holds was written once, and
-//! flushed before the segments behind it were: it is damage, and is found here before sled opens the file.
+//! page that it has messages of was written anew, whole, in a later one that was flushed since. The first
+//! header that would vouch for that one may be the one that the cut has lost: what counts is that sled will
+//! read it, as all segments that follow each other without a tear. So a segment of whose pages any was not
+//! written anew in those may not have been freed. Anything that it holds was written once, and flushed before
+//! the segments behind it were: it is damage, and is found here before sled opens the file.
 //! Damage to a segment all of whose pages were written anew loses nothing, and is let pass.
 //!
 //! What this does not look at: messages below the summary are checked by sled when a page is read, and a
@@ -91,12 +93,16 @@ pub(crate) fn summarized(file: &[u8]) -> Result<i64, String> {
 /// The first offset in a whole segment where a message cannot be read that was written there.
 /// `number` is the segment's lsn by the length of a segment.
 pub(crate) fn damage_in(segment: &[u8], number: u64) -> Option<usize> {
+    end_of(segment, number).filter(|offset| !is_used_again(segment, *offset, number))
+}
+
+/// Where in a segment no further message of this part of the log can be read; none when it is full.
+pub(super) fn end_of(segment: &[u8], number: u64) -> Option<usize> {
     let mut offset = HEADER_BYTES;
     while offset + MESSAGE_HEADER_BYTES_MAX <= segment.len() {
         match Message::at(segment, offset).filter(|message| message.number == number) {
             Some(message) if message.kind == CAP => return None,
             Some(message) => offset = message.end,
-            None if is_used_again(segment, offset, number) => return None,
             None => return Some(offset),
         }
     }

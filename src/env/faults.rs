@@ -163,6 +163,10 @@ impl Files for FaultyFiles {
         self.inner.write_atomically(path, content)
     }
 
+    fn capacity_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.inner.capacity_bytes(dir)
+    }
+
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         match self.faults.full.load(Ordering::Relaxed) {
             true => Ok(0),

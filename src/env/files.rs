@@ -52,6 +52,9 @@ pub trait Files: Send + Sync + 'static {
     /// Bytes that can still be written to the file system with this directory.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 
+    /// The size of the file system with this directory, in bytes.
+    fn capacity_bytes(&self, dir: &Path) -> io::Result<u64>;
+
     /// How long the disk is busy with other things before it takes the next write. A real one lets its
     /// callers wait in the write itself; a simulated one has no thread to stop.
     fn busy(&self) -> Duration {
@@ -180,6 +183,11 @@ impl Files for DiskFiles {
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let system = rustix::fs::statvfs(dir)?;
         Ok(system.f_bavail.saturating_mul(system.f_frsize))
+    }
+
+    fn capacity_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let system = rustix::fs::statvfs(dir)?;
+        Ok(system.f_blocks.saturating_mul(system.f_frsize))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {

@@ -31,7 +31,7 @@
 //!   a cluster forms once and never twice: `tests/formation.rs`.
 //! - *What is not understood.* An unknown format or kind of command is an error of the reader, and every
 //!   reader has an old example beside it.
-//! - *What is not there yet.* Merges, leases, closed timestamps, tokens of sessions, reads of one cut over
+//! - *What is not there yet.* Leases, closed timestamps, tokens of sessions, reads of one cut over
 //!   several shards, shards that sleep.
 
 /// The faults: a name, and what is wrong then.
@@ -119,6 +119,29 @@ mutants! {
     SplitWhileJoint: "a split is applied while the shard's voters are being changed",
     GoneSeededAgain: "a split that is replayed brings back a child that has ended",
     ChildSeededTwice: "a split that is replayed begins a child anew that has gone on",
+    MergeOfAnotherEpoch: "a merge begins, or freezes a shard, though it has changed since that was planned",
+    MergeWhileJoint: "a merge begins, or freezes a shard, while its voters are being changed",
+    SplitWhileMerging: "a shard that is to be one with its neighbour is split",
+    MembershipKeepsAttempt: "a change of membership does not end the merge that a shard is prepared for",
+    FrozenWrites: "a shard goes on to write though its neighbour may absorb it",
+    FrozenReads: "a shard goes on to be read though its neighbour may have absorbed it",
+    OldAttemptFreezes: "an attempt to merge that is over freezes the right shard again",
+    LateUnfreezeThaws: "the end of an earlier attempt to merge ends the freeze of a later one",
+    AbsorbedAfterCancel: "a shard absorbs its neighbour though it has given that up",
+    AbsorbedAlive: "a shard is absorbed while its replica on the node goes on",
+    AbsorbedUnfrozen: "a shard is absorbed as far as a replica has come, not as it was frozen",
+    MergedForgetsStamps: "a merged shard starts with stamps below those of its right half",
+    MergedForgetsOutcomes: "a merged shard does not know the stored outcomes of its right half",
+    MergedForgetsFloors: "a merged shard answers for versions that its right half has collected",
+    MergedBoundsLow: "the bounds of a merged shard are not above those of its right half",
+    RightOutlivesMerge: "a shard that was absorbed goes on to have its keys",
+    AbsorbedCleared: "the keys of a shard that was absorbed are cleared",
+    AbsorbedForgotten: "a shard forgets which ones it has absorbed",
+    OrphanBeforeAbsorbed: "what was absorbed is destroyed on a node where it has yet to be absorbed",
+    SnapshotLeavesRight: "a snapshot of a merged shard leaves the replica of its right half in its place",
+    OlderSnapshotTaken: "a new replica is filled with a state from before the shard was as it was made for",
+    CutOutgrown: "a scan goes on at its old stamp in keys that have come to the shard since",
+    QuarantineNotMerged: "a replica that absorbs a quarantined one serves what that has got wrong",
     NoRoomAwaited: "a replica is made where another one still holds its keys",
     PinsIgnored: "versions are collected that a snapshot on its way still needs",
     FilledUnlisted: "a slot that is filled does not stand on the clear list",
@@ -134,6 +157,20 @@ mutants! {
     IdsGivenTwice: "placement gives the same ids out again",
     IncarnationReplaced: "placement takes a wiped node for the one whose id it uses",
     AnswersForAnother: "a node takes calls that are meant for another one, or an earlier one, at its address",
+    MoveRemovesFirst: "a replica that moves goes before the other one is there",
+    OperatorsDoubled: "a shard may have a second operator",
+    OperatorsForEver: "an operator is never given up",
+    StepOfAnotherEpoch: "a step is done that was planned for an earlier state of the shard",
+    ZonesIgnored: "replicas are put into one zone while there is another",
+    FewLeftRemoved: "a surplus replica is removed while too few of the others answer",
+    SilenceBegunAnew: "whoever leads placement next counts silence from nothing",
+    LateLeaderBelieved: "what a deposed leader reports counts",
+    PausedPlans: "placement plans while it is paused",
+    HotKeySplit: "a shard is split though one key has the load",
+    MergeRightAfterSplit: "shards are merged that have been small and cold for a moment alone",
+    MergeAcrossRules: "shards with different rules are merged",
+    MergedDoubly: "a shard that is being absorbed may have an operator of its own",
+    AbsorbedRecorded: "placement goes on to know a shard that was absorbed",
     WrongReplicaAnswers: "a replica takes messages for an earlier one of its group",
 }
 

@@ -6,11 +6,13 @@
 pub mod membership;
 
 use std::any::Any;
+use std::fmt;
 
 use bytes::Bytes;
 
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
 use crate::types::log::LogEntry;
 
 pub use membership::Membership;
@@ -40,11 +42,21 @@ pub trait StateMachine: Send + 'static {
 
     /// Applies committed entries in order, in as few batches as it likes, each with its position;
     /// returns one answer for each entry. The outcome is a function of state and entries alone.
+    ///
+    /// Fewer answers than entries: what comes behind the last of them is not applied, and
+    /// [`StateMachine::take_need`] says what must be done first. Then the rest is given again.
     fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Bytes>, MachineError>;
+
+    /// Why the last call of [`StateMachine::apply`] has stopped before its end.
+    fn take_need(&mut self) -> Option<Need>;
 
     /// The replicas on this node whose first row this machine has written since the last call: those
     /// of a child that was split off. Their rows are in the engine, not flushed yet.
     fn take_seeded(&mut self) -> Vec<ReplicaId>;
+
+    /// The replicas on this node that have ended with what this machine has done since the last call: their rows
+    /// are gone from the engine, which is not flushed yet. Behind a flush the log may call them gone.
+    fn take_ended(&mut self) -> Vec<ReplicaId>;
 
     /// The whole state as of now. Reading it may go on while entries are applied.
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError>;
@@ -56,8 +68,34 @@ pub trait StateMachine: Send + 'static {
     /// Takes snapshots beside the machine, which goes on.
     fn receiver(&self) -> Box<dyn SnapshotReceiver>;
 
+    /// The replicas on this node that end with the installation of a received state. Nobody may go on with them
+    /// when that is begun.
+    fn displaces(&self, received: &Received) -> Result<Vec<ReplicaId>, MachineError>;
+
     /// Replaces the whole state by a received one, in one small batch.
     fn install(&mut self, applied: Applied, received: Received) -> Result<(), MachineError>;
+}
+
+/// What must be done on a node before an entry can be applied: the replica of another group is brought to a
+/// position out of its own log, and nobody goes on with it from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// The shard that it is a replica of.
+    pub shard: ShardId,
+    /// The replica; `None` where there is none on this node and there will be none: only a snapshot helps the
+    /// machine on.
+    pub replica: Option<ReplicaId>,
+    /// Where it must have come to.
+    pub position: Position,
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.replica {
+            Some(replica) => write!(f, "{replica} of {} at {}", self.shard, self.position),
+            None => write!(f, "a replica of {} at {}", self.shard, self.position),
+        }
+    }
 }
 
 /// A snapshot on its way out. Dropping it releases what it held back.

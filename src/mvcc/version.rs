@@ -163,6 +163,15 @@ impl Header {
         Ok(self.pieces(&record[self.bytes..])?.0)
     }
 
+    /// How long the value of `record` is, in bytes; 0 when it has none.
+    pub fn value_bytes(&self, record: &[u8]) -> Result<u64, MachineError> {
+        let tail = &record[self.bytes..];
+        match self.is_chunked() {
+            true => Ok(u64::from(self.pieces(tail)?.1)),
+            false => Ok(tail.len() as u64),
+        }
+    }
+
     fn pieces(&self, tail: &[u8]) -> Result<(u32, u32), MachineError> {
         let numbers: &[u8; 8] = tail.try_into().map_err(|_| {
             MachineError("the record of a long value has a wrong length".to_owned())

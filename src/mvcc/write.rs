@@ -16,6 +16,7 @@ use crate::mvcc::version::HEADER_BYTES_MAX;
 use crate::mvcc::version::Header;
 use crate::mvcc::version::Version;
 use crate::types::Timestamp;
+use crate::types::shard::Size;
 
 /// A key's newest version, looked at before something is written over it.
 pub struct Current<'k> {
@@ -66,6 +67,16 @@ impl<'k> Current<'k> {
         match &self.newest {
             Some((header, _)) if !header.is_tombstone() => header.author.stamp,
             _ => Timestamp::ZERO,
+        }
+    }
+
+    /// What the key takes up: nothing without a value.
+    pub fn size(&self) -> Result<Size, MachineError> {
+        match &self.newest {
+            Some((header, record)) if !header.is_tombstone() => {
+                Ok(Size::of(self.key, header.value_bytes(record)?))
+            }
+            Some(_) | None => Ok(Size::default()),
         }
     }
 

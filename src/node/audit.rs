@@ -37,10 +37,12 @@ impl Stored {
     }
 }
 
-/// What contradicts itself between the log and the engine. `founded`: the node has had its first replicas.
+/// What contradicts itself between the log and the engine. `ended`: replicas whose rows the engine has given up, and
+/// that the log does not call gone yet. `founded`: the node has had its first replicas.
 pub fn contradictions(
     log: &wal::Inspected,
     engine: &BTreeMap<ReplicaId, Stored>,
+    ended: &[ReplicaId],
     founded: bool,
 ) -> Vec<String> {
     let mut found = Vec::new();
@@ -57,6 +59,7 @@ pub fn contradictions(
                 index(stored.applied)
             )),
             Some(stored) => found.extend(reach(known.id, state, stored)),
+            None if ended.contains(&known.id) => {}
             None => found.extend(rowless(known, state, engine)),
         }
     }
@@ -105,9 +108,10 @@ fn rowless(
         Err(error) => return Some(error.to_string()),
     };
     let is_lost = match origin {
-        Origin::Placement { .. } | Origin::Shard { .. } | Origin::Empty { .. } => {
-            log.purged.is_some_and(|purged| purged.index > 1)
-        }
+        Origin::Placement { .. }
+        | Origin::Shard { .. }
+        | Origin::Empty { .. }
+        | Origin::EmptyPlacement => log.purged.is_some_and(|purged| purged.index > 1),
         Origin::Split(birth) => !engine.contains_key(&birth.replica),
     };
     is_lost.then(|| {
@@ -179,14 +183,21 @@ mod tests {
             (log(5, 9, false), none, "does not have r7"),
         ];
         for (log, engine, said) in table {
-            let found = contradictions(&log, &engine, true);
+            let found = contradictions(&log, &engine, &[], true);
             assert_eq!(found.is_empty(), said.is_empty(), "{found:?}");
             assert!(found.concat().contains(said), "{found:?}");
         }
+        // Destroyed or absorbed, and the power was cut before the log could say so.
+        let ended = [ReplicaId(7)];
+        let found = contradictions(&log(5, 9, false), &BTreeMap::new(), &ended, true);
+        assert_eq!(found, [""; 0]);
         let mut empty = log(0, 0, false);
         empty.replicas.clear();
-        assert_eq!(contradictions(&empty, &BTreeMap::new(), false), [""; 0]);
-        assert_eq!(contradictions(&empty, &BTreeMap::new(), true).len(), 1);
-        assert_eq!(contradictions(&empty, &engine(3), false).len(), 1);
+        assert_eq!(
+            contradictions(&empty, &BTreeMap::new(), &[], false),
+            [""; 0]
+        );
+        assert_eq!(contradictions(&empty, &BTreeMap::new(), &[], true).len(), 1);
+        assert_eq!(contradictions(&empty, &engine(3), &[], false).len(), 1);
     }
 }

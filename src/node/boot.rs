@@ -22,10 +22,10 @@ use crate::env::files::Files;
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskSet;
-use crate::env::tasks::give_blocking;
 use crate::env::tasks::offload;
 use crate::machine::MachineError;
 use crate::machine::Membership;
+use crate::node::bringer::Bringer;
 use crate::node::checkpoint::Checkpointer;
 use crate::node::checkpoint::Checkpoints;
 use crate::node::checks::Checks;
@@ -33,11 +33,12 @@ use crate::node::collector;
 use crate::node::formation::InitialLayout;
 use crate::node::keeper::Keeper;
 use crate::node::keeper::KeeperHandle;
-use crate::node::keeper::SEEDED_WAITING_MAX;
+use crate::node::keeper::NEWS_WAITING_MAX;
 use crate::node::opener::OpenError;
 use crate::node::opener::Opener;
 use crate::node::opener::Origin;
 use crate::node::opener::Ready;
+use crate::node::opener::Stored;
 use crate::node::registry::Registry;
 use crate::placement::state::PlacementState;
 use crate::raft;
@@ -135,9 +136,16 @@ pub struct Stores {
     writer: wal::WriterHandle,
     /// For its age.
     pub checkpoints: Checkpoints,
+    /// How fast the node sends snapshots.
+    pub pace: Arc<raft::Pace>,
 }
 
 impl Stores {
+    /// The log of all of them.
+    pub fn wal(&self) -> Wal {
+        self.wal.clone()
+    }
+
     /// The engine under all of them.
     pub fn engine(&self) -> Arc<dyn Engine> {
         Arc::clone(&self.engine)
@@ -155,18 +163,27 @@ impl Boot {
         self.bear(&wal).await?;
         let registry = Arc::new(Registry::default());
         let (checkpoints, waiting) = Checkpoints::new();
-        let (splits, seeded) = mpsc::channel(SEEDED_WAITING_MAX);
-        let opener = Opener {
+        let (told, news) = mpsc::channel(NEWS_WAITING_MAX);
+        let pace = Arc::new(raft::Pace::default());
+        let stored = Stored {
             wal: wal.clone(),
             engine: Arc::clone(&engine),
             slots,
             registry: Arc::clone(&registry),
+        };
+        let bringer = Bringer::new(
+            stored.clone(),
+            (checkpoints.as_flush(), Arc::clone(&self.fail)),
+            told,
+        );
+        let opener = Opener {
+            stored,
             channel: Arc::clone(&self.channel),
             clock: self.clock.clone(),
             flush: checkpoints.as_flush(),
             fail: Arc::clone(&self.fail),
-            // Nobody opens children any more when the node is stopping.
-            seeded: Arc::new(move |replicas| give_blocking(&splits, replicas)),
+            neighbours: bringer,
+            pace: Arc::clone(&pace),
             raft: self.raft.clone(),
             consensus: self.consensus.clone(),
         };
@@ -178,16 +195,17 @@ impl Boot {
         // First rows may have been written; a checkpoint may build on them.
         let flushed = Arc::clone(&engine);
         offload(move || flushed.flush()).await?;
-        let stores = (&engine, &opener.slots);
+        let stores = (&engine, &opener.stored.slots);
         self.start_tasks(&registry, stores, (&checkpoints, waiting), tasks);
         let (handle, orders) = KeeperHandle::new();
-        let mut keeper = Keeper::new(opener, tasks.branch(), seeded, orders);
+        let mut keeper = Keeper::new(opener, tasks.branch(), news, orders);
         keeper.start_all(found.ready, &found.committed).await?;
         for create in found.unmade {
             // Where there is no room its group's next message makes it.
             keeper.create(create).await?;
         }
-        let lost = found.waiting.into_iter().find(|id| !registry.is_open(*id));
+        let is_lost = |id: &ReplicaId| !registry.is_open(*id) && !registry.is_out(*id);
+        let lost = found.waiting.into_iter().find(is_lost);
         if let Some(replica) = lost {
             return Err(OpenError::ChildLost { replica }.into());
         }
@@ -199,6 +217,7 @@ impl Boot {
             writer,
             keeper: handle,
             checkpoints,
+            pace,
         })
     }
 
@@ -328,8 +347,8 @@ impl Found {
             unmade: Vec::new(),
             committed: BTreeMap::new(),
         };
-        for known in opener.wal.replicas() {
-            if opener.wal.is_gone(known.id) {
+        for known in opener.stored.wal.replicas() {
+            if opener.stored.wal.is_gone(known.id) {
                 continue;
             }
             let origin = Origin::decode(known.id, &known.born)?;
@@ -354,17 +373,17 @@ impl Found {
                 descriptor,
                 replica,
             }),
-            Origin::Placement { .. } | Origin::Shard { .. } => {
-                unreachable!("the row of a first replica is written when it is looked for")
+            Origin::Placement { .. } | Origin::Shard { .. } | Origin::EmptyPlacement => {
+                unreachable!("their rows are written when they are looked for")
             }
         }
     }
 
     /// Children whose first row was flushed and whose birth was not logged.
     async fn add_unborn(&mut self, opener: &Opener) -> Result<(), BootError> {
-        let engine = Arc::clone(&opener.engine);
+        let engine = Arc::clone(&opener.stored.engine);
         for replica in offload(move || shard::replicas(engine.as_ref())).await? {
-            if opener.wal.log(replica).is_none() && !mutant::lives(Mutant::UnbornForgotten) {
+            if opener.stored.wal.log(replica).is_none() && !mutant::lives(Mutant::UnbornForgotten) {
                 self.ready.extend(opener.split_off(replica).await?);
             }
         }
@@ -421,10 +440,10 @@ mod tests {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
         let opener = opener(directory.path(), &engine);
         split(&opener).await;
-        assert!(opener.wal.log(CHILD).is_none());
+        assert!(opener.stored.wal.log(CHILD).is_none());
         let found = Found::on(&opener).await.unwrap();
         assert_eq!(ids(&found.ready), [REPLICA, CHILD]);
-        assert!(opener.wal.log(CHILD).is_some());
+        assert!(opener.stored.wal.log(CHILD).is_some());
     }
 
     /// A crash takes the row of a child that was born: its parent applies the split again, which the birth

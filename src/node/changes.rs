@@ -1,4 +1,4 @@
-//! Changes the replicas of the shards that are led from here, one change of a shard at a time.
+//! Changes the replicas of the groups that are led from here, one change of a group at a time.
 //!
 //! `change_step.rs` decides what comes next; here it is done. A change goes on when whoever asked for it
 //! has gone away, and whoever asks for the same one again waits for it. A leader that dies leaves a
@@ -36,10 +36,11 @@ use crate::node::change_step::Step;
 use crate::node::change_step::next_step;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
-use crate::node::replica::Replica;
+use crate::node::replica::merging;
 use crate::raft::Group;
 use crate::raft::Leadership;
 use crate::raft::Seen;
+use crate::shard::row::Part;
 use crate::types::GroupId;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
@@ -87,32 +88,56 @@ pub struct Changes {
     candidates: Arc<Candidates>,
 }
 
-struct Order {
-    shard: ShardId,
-    change: Change,
-    done: Done,
+enum Order {
+    Change {
+        group: GroupId,
+        change: Change,
+        done: Done,
+    },
+    Hold {
+        group: GroupId,
+        held: oneshot::Sender<Result<Held>>,
+    },
 }
 
 type Done = oneshot::Sender<Result<ShardDescriptor>>;
 
+/// Keeps the replicas of a group from being changed from here, until it is dropped.
+pub struct Held {
+    _released: oneshot::Sender<()>,
+}
+
 impl Changes {
-    /// Changes the replicas of a shard that is led from here; gives the shard as it is then. Asked for
+    /// Changes the replicas of a group that is led from here; gives the shard as it is then. Asked for
     /// again, it waits for the same change, or gives its outcome once more. Cancel-safe: a dropped call
     /// goes on.
     ///
     /// # Errors
     /// `NotLeader` with the leader, also when the leader was the replica to be removed and another one
     /// leads now; `Invalid` when the change cannot be; `Unavailable` while another one is under way.
-    pub async fn change(&self, shard: ShardId, change: Change) -> Result<ShardDescriptor> {
+    pub async fn change(&self, group: GroupId, change: Change) -> Result<ShardDescriptor> {
         let (done, outcome) = oneshot::channel();
-        let order = Order {
-            shard,
+        self.order(Order::Change {
+            group,
             change,
             done,
-        };
-        self.orders.try_send(order).map_err(|_| overloaded())?;
-        let outcome = outcome.await;
-        outcome.unwrap_or_else(|_| Err(Error::unavailable("the node", "it is stopping")))
+        })?;
+        outcome.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    /// Keeps the replicas of a group that is led from here as they are. Changes that were asked for before have
+    /// ended then, and later ones are refused. Cancel-safe.
+    ///
+    /// # Errors
+    /// `NotLeader` with the leader; `Unavailable` while a change is under way.
+    pub async fn hold(&self, group: GroupId) -> Result<Held> {
+        let (held, outcome) = oneshot::channel();
+        self.order(Order::Hold { group, held })?;
+        outcome.await.unwrap_or_else(|_| Err(stopping()))
+    }
+
+    fn order(&self, order: Order) -> Result<()> {
+        self.orders.try_send(order).map_err(|_| overloaded())
     }
 
     /// Whether a change that makes this replica a member is under way here, or was less than 10 s ago.
@@ -239,53 +264,81 @@ impl Changer {
     }
 
     fn begin(&mut self, order: Order) {
-        let group = GroupId::Shard(order.shard);
+        match order {
+            Order::Change {
+                group,
+                change,
+                done,
+            } => self.begin_change(group, change, done),
+            Order::Hold { group, held } => {
+                // Whoever has gone holds nothing.
+                let _ = held.send(self.hold(group));
+            }
+        }
+    }
+
+    fn begin_change(&mut self, group: GroupId, asked: Change, done: Done) {
         if let Some(running) = self.under_way.get_mut(&group) {
-            if running.change == Some(order.change) {
-                running.waiters.push(order.done);
+            if running.change == Some(asked) {
+                running.waiters.push(done);
             } else {
-                answer(order.done, Err(busy(group)));
+                answer(done, Err(busy(group)));
             }
             return;
         }
-        let replica = match self.worker.led(order.shard) {
-            Ok(replica) => replica,
-            Err(error) => return answer(order.done, Err(error)),
+        let (led, current) = match self.worker.led(group) {
+            Ok(led) => led,
+            Err(error) => return answer(done, Err(error)),
         };
         match self.done.get(&group) {
-            Some((change, shard, _))
-                if *change == order.change && *shard == replica.reader().descriptor() =>
-            {
-                answer(order.done, Ok(shard.clone()));
+            Some((change, shard, _)) if *change == asked && *shard == current => {
+                answer(done, Ok(shard.clone()));
             }
             Some(_) | None if self.under_way.len() >= CHANGES_MAX => {
-                answer(order.done, Err(overloaded()));
+                answer(done, Err(overloaded()));
             }
-            Some(_) | None => self.start_or_refuse(replica, order.change, order.done),
+            Some(_) | None => self.start_or_refuse(led, asked, done),
         }
+    }
+
+    fn hold(&mut self, group: GroupId) -> Result<Held> {
+        if self.under_way.contains_key(&group) {
+            return Err(busy(group));
+        }
+        self.worker.led(group)?;
+        let (released, dropped) = oneshot::channel::<()>();
+        let work = async move {
+            // Nothing is ever sent.
+            let _ = dropped.await;
+            let outcome = Ok(None);
+            Ended { group, outcome }
+        };
+        self.run_alone(group, None, Vec::new(), work.boxed());
+        Ok(Held {
+            _released: released,
+        })
     }
 
     /// What is refused at once is not under way for a moment either: callers that ask again and again
     /// must not keep an unfinished change from being found.
-    fn start_or_refuse(&mut self, replica: Replica, change: Change, done: Done) {
-        let group = replica.group();
+    fn start_or_refuse(&mut self, group: Group, change: Change, done: Done) {
         match next_step(&group.membership(), group.replica(), change) {
-            Ok(_) => self.start(replica, change, vec![done]),
+            Ok(_) => self.start(group, change, vec![done]),
             Err(refusal) => answer(done, Err(refused(group.id(), refusal))),
         }
     }
 
-    fn start(&mut self, replica: Replica, change: Change, waiters: Vec<Done>) {
-        let (group, worker) = (replica.group().id(), self.worker.clone());
-        info!(%group, ?change, "change of replicas begins");
+    fn start(&mut self, group: Group, change: Change, waiters: Vec<Done>) {
+        let (id, worker) = (group.id(), self.worker.clone());
+        info!(group = %id, ?change, "change of replicas begins");
         let work = async move {
-            let outcome = worker.change(&replica, change).await;
+            let outcome = worker.change(&group, change).await;
             Ended {
-                group,
+                group: id,
                 outcome: outcome.map(Some),
             }
         };
-        self.run_alone(group, Some(change), waiters, work.boxed());
+        self.run_alone(id, Some(change), waiters, work.boxed());
     }
 
     fn run_alone(
@@ -304,7 +357,8 @@ impl Changer {
         let running = self.under_way.remove(&group);
         let running = running.expect("it was put there when the work began");
         match &outcome {
-            Ok(_) => info!(%group, change = ?running.change, "change of replicas done"),
+            Ok(None) => {}
+            Ok(Some(_)) => info!(%group, change = ?running.change, "change of replicas done"),
             Err(error) => warn!(%group, change = ?running.change, %error, "change of replicas"),
         }
         if let (Ok(Some(shard)), Some(change)) = (&outcome, running.change) {
@@ -350,10 +404,8 @@ impl Changer {
                 };
                 self.run_alone(id, None, Vec::new(), work.boxed());
             }
-            (Unsettled::Learner(replica), GroupId::Shard(shard)) if age >= LEARNER_MAX => {
-                if let Ok(leader) = self.worker.led(shard) {
-                    self.start(leader, Change::Promote { replica }, Vec::new());
-                }
+            (Unsettled::Learner(replica), _) if age >= LEARNER_MAX => {
+                self.start(group, Change::Promote { replica }, Vec::new());
             }
             _ => {}
         }
@@ -381,6 +433,10 @@ fn busy(group: GroupId) -> Error {
     Error::unavailable(group, "its replicas are being changed already")
 }
 
+fn stopping() -> Error {
+    Error::unavailable("the node", "it is stopping")
+}
+
 fn overloaded() -> Error {
     Error::Overloaded {
         queue: "changes of replicas".to_string(),
@@ -398,20 +454,21 @@ struct Worker {
 }
 
 impl Worker {
-    /// The replica of a shard here, which leads.
-    fn led(&self, shard: ShardId) -> Result<Replica> {
-        let replica = self.registry.shard(shard)?;
-        check_leads(replica.group())?;
-        Ok(replica)
+    /// A group here, whose replica leads it, and what it replicates.
+    fn led(&self, id: GroupId) -> Result<(Group, ShardDescriptor)> {
+        let group = self.registry.group(id)?;
+        check_leads(&group)?;
+        Ok((group, self.registry.descriptor(id)?))
     }
 
-    async fn change(&self, replica: &Replica, asked: Change) -> Result<ShardDescriptor> {
-        let group = replica.group();
+    async fn change(&self, group: &Group, asked: Change) -> Result<ShardDescriptor> {
         let mut leaving = None;
         let mut expected = None;
         let mut change = asked;
         loop {
+            // Seen first: what is behind the barrier then is what stood before this membership and in this term.
             let seen = group.seen()?;
+            self.check_alone(group).await?;
             let membership = &seen.membership;
             if let Change::Remove { replica } = change {
                 leaving = membership.nodes.get(&replica).copied().or(leaving);
@@ -422,7 +479,7 @@ impl Worker {
                 Step::Create { node } => {
                     let added = ReplicaId(self.placement.take_ids(1).await?);
                     expected = Some(self.candidates.expect(added));
-                    self.add(replica, &seen, shard::Replica { id: added, node })
+                    self.add(group, &seen, shard::Replica { id: added, node })
                         .await?;
                     change = Change::Promote { replica: added };
                 }
@@ -437,18 +494,33 @@ impl Worker {
             }
         }
         drop(expected);
-        let shard = replica.reader().descriptor();
+        let shard = self.registry.descriptor(group.id())?;
         if let (Change::Remove { replica }, Some(node)) = (change, leaving) {
             self.tell_that_it_left(shard.id, replica, node).await;
         }
         Ok(shard)
     }
 
+    /// Whoever merges two shards counts on their replicas as they were when it began. One that has begun is seen here
+    /// behind the barrier, and none begins while this change is under way.
+    async fn check_alone(&self, group: &Group) -> Result<()> {
+        let GroupId::Shard(shard) = group.id() else {
+            return Ok(());
+        };
+        let position = group.read_position().await?;
+        group.wait_applied(position).await?;
+        let row = self.registry.shard(shard)?.reader().row();
+        match row.merge.part == Part::Alone {
+            true => Ok(()),
+            false => Err(merging(group)),
+        }
+    }
+
     /// Makes a replica on its node and adds it as a learner. Its id is new: one that an earlier attempt
     /// made may have ended.
-    async fn add(&self, leader: &Replica, seen: &Seen, added: shard::Replica) -> Result<()> {
+    async fn add(&self, leader: &Group, seen: &Seen, added: shard::Replica) -> Result<()> {
         let create = CreateReplica {
-            descriptor: leader.reader().descriptor(),
+            descriptor: self.registry.descriptor(leader.id())?,
             replica: added.id,
         };
         let made = timeout(ROOM_MAX, self.create(added.node, create)).await;
@@ -456,7 +528,7 @@ impl Worker {
             let reason = "another replica there still holds keys of the shard";
             Err(Error::unavailable(added.node, reason))
         })?;
-        leader.group().add_learner(seen, added).await
+        leader.add_learner(seen, added).await
     }
 
     async fn create(&self, node: NodeId, create: CreateReplica) -> Result<()> {

@@ -243,11 +243,16 @@ mod tests {
         let engine: Arc<dyn Engine> = Arc::clone(&engaged) as _;
         let opener = opener(directory.path(), &engine);
         let origin = first_origin();
-        opener.wal.born(REPLICA, origin.encode()).await.unwrap();
+        opener
+            .stored
+            .wal
+            .born(REPLICA, origin.encode())
+            .await
+            .unwrap();
         let ready = opener.born(REPLICA, origin).await.unwrap().unwrap();
         let mut tasks = TaskSet::new();
         opener.start(ready, None, &mut tasks).await.unwrap();
-        let replica = opener.registry.shard(first_shard().id).unwrap();
+        let replica = opener.stored.registry.shard(first_shard().id).unwrap();
         let written = timeout(Duration::from_secs(10), write(&replica));
         written.await.unwrap();
         let before = replica.group().machine_applied();
@@ -256,7 +261,7 @@ mod tests {
         *engaged.then.lock().unwrap() = Some(work);
         let checkpointer = Checkpointer {
             engine,
-            registry: Arc::clone(&opener.registry),
+            registry: Arc::clone(&opener.stored.registry),
             checkpoints: Checkpoints::new().0,
             interval: Duration::from_secs(3_600),
         };

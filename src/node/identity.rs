@@ -38,8 +38,8 @@ pub(crate) const ENGINE: &str = "engine";
 
 /// Format of the identity file, and with it of the whole directory: it rises with any format in it, so that
 /// a directory is refused at the door and not at the first record that cannot be read. 2: the row of a
-/// replica has the hash of what it has applied.
-pub const FORMAT: u32 = 2;
+/// replica has the hash of what it has applied. 3: and how much there is.
+pub const FORMAT: u32 = 3;
 
 /// Why a data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -645,8 +645,8 @@ mod tests {
     }
 
     #[test]
-    fn an_example_of_format_two_is_read() {
-        let directory = example(2, "b933acd6").unwrap();
+    fn an_example_of_format_three_is_read() {
+        let directory = example(3, "8b722e62").unwrap();
         assert_eq!(
             directory.incarnation().to_string(),
             "000102030405060708090a0b0c0d0e0f"

@@ -21,13 +21,16 @@ use crate::error::Result;
 use crate::node::opener::OpenError;
 use crate::node::opener::Opener;
 use crate::node::opener::Ready;
+use crate::types::GroupId;
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
 use crate::wire::request::CreateReplica;
 use crate::wire::request::Creation;
 
-/// Splits whose children wait to be opened. Full: the replica that applies a split waits.
-pub const SEEDED_WAITING_MAX: usize = 4_096;
+/// Splits and merges whose children and ended replicas wait for the keeper. Full: the replica that applies one
+/// waits.
+pub const NEWS_WAITING_MAX: usize = 4_096;
 /// Replicas that are opened side by side at a start: each waits for the disk in between.
 const OPENING_MAX: usize = 32;
 /// How long a task of a replica may take to stop.
@@ -48,6 +51,14 @@ pub struct Order {
     done: oneshot::Sender<Creation>,
 }
 
+/// What the machines of this node have done to others.
+pub enum News {
+    /// These have their first row.
+    Seeded(Vec<ReplicaId>),
+    /// These have no row any more, as of a batch that may not be flushed yet.
+    Ended(Vec<ReplicaId>),
+}
+
 enum What {
     Create(CreateReplica),
     Destroy(ReplicaId),
@@ -66,7 +77,7 @@ impl KeeperHandle {
         self.order(What::Create(create)).await
     }
 
-    /// Destroys the replica of a shard, if it is there. The caller knows that it has left its group for
+    /// Destroys a replica, if it is there. The caller knows that it has left its group for
     /// ever. Cancel-safe: a dropped call goes on. An error only when the node is stopping.
     pub async fn destroy(&self, replica: ReplicaId) -> Result<()> {
         self.order(What::Destroy(replica)).await.map(drop)
@@ -87,24 +98,23 @@ pub struct Keeper {
     /// The node watches the set that this one branched from.
     root: TaskSet,
     tasks: BTreeMap<ReplicaId, TaskSet>,
-    seeded: mpsc::Receiver<Vec<ReplicaId>>,
+    news: mpsc::Receiver<News>,
     orders: mpsc::Receiver<Order>,
 }
 
 impl Keeper {
-    /// A keeper without replicas. `root` is a branch of the node's tasks; `seeded` brings the replicas that
-    /// the machines have written the first row of.
+    /// A keeper without replicas. `root` is a branch of the node's tasks.
     pub fn new(
         opener: Opener,
         root: TaskSet,
-        seeded: mpsc::Receiver<Vec<ReplicaId>>,
+        news: mpsc::Receiver<News>,
         orders: mpsc::Receiver<Order>,
     ) -> Keeper {
         Keeper {
             opener,
             root,
             tasks: BTreeMap::new(),
-            seeded,
+            news,
             orders,
         }
     }
@@ -116,13 +126,36 @@ impl Keeper {
         ready: Vec<Ready>,
         committed: &BTreeMap<ReplicaId, Position>,
     ) -> Result<(), OpenError> {
-        self.start_side_by_side(ready, committed).await?;
-        while let Ok(seeded) = self.seeded.try_recv() {
+        let is_proven = |ready: &Ready| committed.contains_key(&ready.replica);
+        let (proven, others): (Vec<_>, Vec<_>) = ready.into_iter().partition(is_proven);
+        // Each may have to wait for what any other of these does.
+        let all = proven.len().max(1);
+        self.start_side_by_side(proven, committed, all).await?;
+        // Their children come first: what another replica gets as a snapshot may end them, and must find them.
+        self.start_children(committed).await?;
+        self.start_side_by_side(others, committed, OPENING_MAX)
+            .await?;
+        self.start_children(committed).await
+    }
+
+    async fn start_children(
+        &mut self,
+        committed: &BTreeMap<ReplicaId, Position>,
+    ) -> Result<(), OpenError> {
+        while let Ok(news) = self.news.try_recv() {
+            let seeded = match news {
+                News::Seeded(seeded) => seeded,
+                News::Ended(ended) => {
+                    self.bury(ended).await?;
+                    continue;
+                }
+            };
             let mut children = Vec::new();
             for replica in seeded {
                 children.extend(self.opener.split_off(replica).await?);
             }
-            self.start_side_by_side(children, committed).await?;
+            self.start_side_by_side(children, committed, OPENING_MAX)
+                .await?;
         }
         Ok(())
     }
@@ -131,6 +164,7 @@ impl Keeper {
         &mut self,
         ready: Vec<Ready>,
         committed: &BTreeMap<ReplicaId, Position>,
+        at_once_max: usize,
     ) -> Result<(), OpenError> {
         let (opener, root) = (&self.opener, &self.root);
         let starts = ready.into_iter().map(|ready| async move {
@@ -139,7 +173,7 @@ impl Keeper {
             opener.start(ready, committed, &mut tasks).await?;
             Ok::<_, OpenError>((replica, tasks))
         });
-        let mut started = stream::iter(starts).buffer_unordered(OPENING_MAX);
+        let mut started = stream::iter(starts).buffer_unordered(at_once_max);
         while let Some(started) = started.next().await {
             let (replica, tasks) = started?;
             self.tasks.insert(replica, tasks);
@@ -154,11 +188,7 @@ impl Keeper {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(seeded) = self.seeded.recv() => {
-                    for replica in seeded {
-                        self.open_child(replica).await?;
-                    }
-                }
+                Some(news) = self.news.recv() => self.hear(news).await?,
                 Some(order) = self.orders.recv() => self.follow(order).await?,
                 else => break,
             }
@@ -169,6 +199,18 @@ impl Keeper {
             .map(|tasks| tasks.stop(TASK_STOP_MAX));
         for stopped in futures::future::join_all(stopped).await {
             stopped?;
+        }
+        Ok(())
+    }
+
+    async fn hear(&mut self, news: News) -> TaskResult {
+        match news {
+            News::Seeded(seeded) => {
+                for replica in seeded {
+                    self.open_child(replica).await?;
+                }
+            }
+            News::Ended(ended) => self.bury(ended).await?,
         }
         Ok(())
     }
@@ -192,15 +234,18 @@ impl Keeper {
             descriptor,
             replica,
         } = create;
-        let (registry, wal) = (&self.opener.registry, &self.opener.wal);
-        if wal.is_gone(replica) {
+        let (registry, wal) = (&self.opener.stored.registry, &self.opener.stored.wal);
+        if wal.is_gone(replica) || registry.is_out(replica) {
             return Ok(Creation::Gone);
         }
         // Its parent may have written its first row, and it only was not opened yet.
         if registry.is_open(replica) || self.open_child(replica).await? {
             return Ok(Creation::Open);
         }
-        let registry = &self.opener.registry;
+        if descriptor.id == ShardId::PLACEMENT {
+            return self.create_placement(replica).await;
+        }
+        let registry = &self.opener.stored.registry;
         let waits = |_: &ReplicaId| !mutant::lives(Mutant::NoRoomAwaited);
         if let Some(other) = registry.overlapping(&descriptor.range).filter(waits) {
             debug!(%replica, shard = %descriptor.id, %other, "no room for the replica yet");
@@ -219,18 +264,47 @@ impl Keeper {
         Ok(Creation::Open)
     }
 
+    /// An earlier replica of placement here is in the way until it has heard that it has left.
+    async fn create_placement(&mut self, replica: ReplicaId) -> Result<Creation, OpenError> {
+        if let Ok(other) = self.opener.stored.registry.group(GroupId::Placement) {
+            debug!(%replica, other = %other.replica(), "no room for the replica of placement yet");
+            return Ok(Creation::NotYet);
+        }
+        let ready = self.opener.empty_placement(replica).await?;
+        self.start(replica, ready).await?;
+        info!(%replica, "replica of placement made");
+        Ok(Creation::Open)
+    }
+
     /// Nothing finds the replica before its tasks end, and nothing of it runs when its row goes.
     async fn destroy(&mut self, replica: ReplicaId) -> TaskResult {
-        let Some(removed) = self.opener.registry.remove_shard(replica) else {
+        let Some(group) = self.opener.stored.registry.take_out(replica).await else {
             return Ok(());
         };
-        if let Some(tasks) = self.tasks.remove(&replica) {
-            tasks.stop(TASK_STOP_MAX).await?;
-        }
-        removed.group().end().await;
-        self.opener.destroy(replica).await?;
-        info!(%replica, shard = %removed.group().id(), "replica destroyed");
+        self.end_tasks(replica).await?;
+        group.end().await;
+        self.opener.destroy(group.id(), replica).await?;
+        info!(%replica, group = %group.id(), "replica destroyed");
         Ok(())
+    }
+
+    /// What is left of replicas that were absorbed goes: their tasks, and their logs behind a flush of the row
+    /// that has their keys.
+    async fn bury(&mut self, ended: Vec<ReplicaId>) -> Result<(), OpenError> {
+        for replica in &ended {
+            self.end_tasks(*replica).await?;
+        }
+        self.opener.end_all(&ended).await?;
+        info!(replicas = %list(&ended), "replicas absorbed");
+        Ok(())
+    }
+
+    async fn end_tasks(&mut self, replica: ReplicaId) -> Result<(), OpenError> {
+        let Some(tasks) = self.tasks.remove(&replica) else {
+            return Ok(());
+        };
+        let stopped = tasks.stop(TASK_STOP_MAX).await;
+        stopped.map_err(|error| Error::Internal(error.to_string()).into())
     }
 
     /// Whether there was such a child.
@@ -249,4 +323,9 @@ impl Keeper {
         self.tasks.insert(replica, tasks);
         Ok(())
     }
+}
+
+fn list(replicas: &[ReplicaId]) -> String {
+    let names: Vec<String> = replicas.iter().map(ReplicaId::to_string).collect();
+    names.join(", ")
 }

@@ -26,6 +26,9 @@ const FORMAT: u8 = 1;
 /// Bytes of the checksum behind the members.
 const CHECKSUM_BYTES: usize = 4;
 
+/// The nodes of the cluster, as far as they are known here.
+pub type Nodes = Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>;
+
 /// Every node known here.
 pub struct Members {
     /// This node: nobody knows it better.

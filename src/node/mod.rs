@@ -11,7 +11,9 @@
 //! (`orphans.rs`). Replicas of a shard are compared (`selfcheck.rs`; `verdict.rs` and `retries.rs` decide), and what is asked
 //! about those here is answered by `checks.rs`. Placement is asked through `placement.rs`, wherever its leader is, and told by
 //! `reporter.rs` what changes here. Keys without a replica here are found by `router.rs`, of which
-//! `routes.rs` is the thinking part; `members.rs` knows the other nodes. A node started later asks to be
+//! `routes.rs` is the thinking part; the node that leads placement's group drives it (`driver.rs`), and what it orders is
+//! done by `stepper.rs`. What is asked of a replica is counted by its `meter.rs`; `pulse.rs` is how the node itself does.
+//! `members.rs` knows the other nodes. A node started later asks to be
 //! taken in (`joining.rs`).
 
 pub mod identity;
@@ -21,13 +23,15 @@ pub mod joining;
 pub mod members;
 pub mod barrier;
 pub mod proposer;
+pub mod meter;
 pub mod replica;
 pub mod registry;
 pub mod splitter;
 pub mod placement;
+pub mod keyspaces;
+pub mod driver;
 pub mod routes;
 pub mod router;
-pub mod reporter;
 pub mod checkpoint;
 pub mod collector;
 pub mod verdict;
@@ -35,9 +39,14 @@ pub mod checks;
 pub mod opener;
 pub mod audit;
 pub mod keeper;
+pub mod bringer;
 pub mod boot;
 pub mod change_step;
 pub mod changes;
+pub mod merges;
+pub mod stepper;
+pub mod pulse;
+pub mod reporter;
 pub mod doubts;
 pub mod retries;
 pub mod orphans;

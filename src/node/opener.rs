@@ -44,9 +44,10 @@ use crate::raft::Flush;
 use crate::raft::Group;
 use crate::raft::Introduction;
 use crate::raft::Leadership;
+use crate::raft::Neighbours;
 use crate::raft::Opening;
-use crate::raft::Seeded;
 use crate::shard;
+use crate::shard::Others;
 use crate::shard::Quarantined;
 use crate::shard::Seed;
 use crate::shard::ShardMachine;
@@ -96,6 +97,8 @@ pub enum Origin {
         /// The shard as it was then.
         descriptor: ShardDescriptor,
     },
+    /// Of placement's group, after its first replicas: it begins with nothing too.
+    EmptyPlacement,
 }
 
 /// Why a replica does not open.
@@ -153,17 +156,45 @@ pub enum OpenError {
     },
 }
 
-/// Everything that a replica is opened with. Cloning shares it.
+/// Where the replicas of a node are kept. Cloning shares it.
 #[derive(Clone)]
-pub struct Opener {
+pub struct Stored {
     /// The log.
     pub wal: Wal,
     /// The engine.
     pub engine: Arc<dyn Engine>,
     /// Its slots.
     pub slots: Arc<Slots>,
-    /// Where open replicas are found.
+    /// Those that are open.
     pub registry: Arc<Registry>,
+}
+
+impl Stored {
+    /// The state of a shard's replica; `None` without a row. Blocks.
+    pub fn shard(&self, replica: ReplicaId) -> Result<Option<ShardMachine>, MachineError> {
+        let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
+        ShardMachine::open(engine, slots, replica, Arc::new(self.clone()))
+    }
+}
+
+impl Others for Stored {
+    /// One that is being destroyed is not seeded again in the moment before the log calls it gone. Should the engine
+    /// fail here, it fails the batch that asks, too.
+    fn has_ended(&self, replica: ReplicaId) -> bool {
+        let is_ending = || shard::is_ending(self.engine.as_ref(), replica).unwrap_or(false);
+        self.wal.is_gone(replica) || is_ending()
+    }
+
+    fn stands_still(&self, replica: ReplicaId) -> bool {
+        self.registry.stands_still(replica)
+    }
+}
+
+/// Everything that a replica is opened with. Cloning shares it.
+#[derive(Clone)]
+pub struct Opener {
+    /// Where replicas are kept.
+    pub stored: Stored,
     /// The way to other nodes.
     pub channel: Arc<dyn Channel>,
     /// Wall time.
@@ -172,8 +203,10 @@ pub struct Opener {
     pub flush: Flush,
     /// Ends the process.
     pub fail: Fail,
-    /// Hears of replicas that were split off.
-    pub seeded: Seeded,
+    /// The replicas beside each.
+    pub neighbours: Arc<dyn Neighbours>,
+    /// How fast the node sends snapshots.
+    pub pace: Arc<raft::Pace>,
     /// The groups' settings.
     pub raft: raft::Options,
     /// Where the groups' tasks run, away from everything that may block.
@@ -238,12 +271,12 @@ impl Opener {
     /// Ends for ever what a crash has left half-destroyed: the log says that it is gone, behind a flush of
     /// what the engine did. Before any replica is opened.
     pub async fn finish_destructions(&self) -> Result<(), OpenError> {
-        let engine = Arc::clone(&self.engine);
+        let engine = Arc::clone(&self.stored.engine);
         let destroyed = offload(move || shard::destroyed(engine.as_ref())).await?;
         if destroyed.is_empty() {
             return Ok(());
         }
-        let engine = Arc::clone(&self.engine);
+        let engine = Arc::clone(&self.stored.engine);
         offload(move || engine.flush()).await?;
         for replica in destroyed {
             self.end(replica).await?;
@@ -253,29 +286,44 @@ impl Opener {
 
     /// Removes all that a replica has here, whose tasks and group have ended. What is left of it is that
     /// its id is gone.
-    pub async fn destroy(&self, replica: ReplicaId) -> Result<(), OpenError> {
-        let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
-        offload(move || shard::destroy(&engine, &slots, replica)).await?;
+    pub async fn destroy(&self, group: GroupId, replica: ReplicaId) -> Result<(), OpenError> {
+        let (engine, slots) = (
+            Arc::clone(&self.stored.engine),
+            Arc::clone(&self.stored.slots),
+        );
+        let destroy = move || match group {
+            GroupId::Placement => placement::destroy(engine.as_ref(), replica),
+            GroupId::Shard(_) => shard::destroy(&engine, &slots, replica),
+        };
+        offload(destroy).await?;
+        self.end_all(&[replica]).await
+    }
+
+    /// The log calls these gone, whose rows are gone from the engine: behind a flush of that.
+    pub async fn end_all(&self, replicas: &[ReplicaId]) -> Result<(), OpenError> {
         if !mutant::lives(Mutant::GoneBeforeFlush) {
             (self.flush)().await;
         }
-        self.end(replica).await
+        for replica in replicas {
+            self.end(*replica).await?;
+        }
+        Ok(())
     }
 
     /// The engine is flushed: without its entries the replica could not be brought back to what an older
     /// state of the engine says of it.
     async fn end(&self, replica: ReplicaId) -> Result<(), OpenError> {
         if !mutant::lives(Mutant::EndOfReplicaNotLogged) {
-            self.wal.gone(replica).await?;
+            self.stored.wal.gone(replica).await?;
         }
-        let engine = Arc::clone(&self.engine);
+        let engine = Arc::clone(&self.stored.engine);
         offload(move || shard::forget(engine.as_ref(), replica)).await?;
         Ok(())
     }
 
     /// The replica whose row says that it has some of these keys, open or not.
     pub async fn holder(&self, range: &KeyRange) -> Result<Option<ReplicaId>, OpenError> {
-        let (engine, range) = (Arc::clone(&self.engine), range.clone());
+        let (engine, range) = (Arc::clone(&self.stored.engine), range.clone());
         Ok(offload(move || shard::holder(engine.as_ref(), &range)).await?)
     }
 
@@ -289,21 +337,37 @@ impl Opener {
         // What made room for it (a split applied, a snapshot installed, a replica destroyed) must not be
         // undone by a power cut that leaves its birth: two replicas would hold the same keys.
         (self.flush)().await;
-        let log = match self.wal.log(replica) {
+        let log = match self.stored.wal.log(replica) {
             Some(log) => log,
             None => {
                 let descriptor = descriptor.clone();
                 let birth = Origin::Empty { descriptor }.encode();
-                self.wal.born(replica, birth).await?
+                self.stored.wal.born(replica, birth).await?
             }
         };
         let opener = self.clone();
         let machine = offload(move || {
-            shard::empty(&opener.engine, &opener.slots, replica, descriptor)?;
-            opener.shard(replica)
+            shard::empty(
+                &opener.stored.engine,
+                &opener.stored.slots,
+                replica,
+                descriptor,
+            )?;
+            opener.stored.shard(replica)
         });
         let machine = machine.await?.expect("its row was written just now");
         self.ready(replica, log, Machine::Shard(machine)).await
+    }
+
+    /// A replica of placement's group that comes to it later. The caller has seen that there is no other one
+    /// here, and that its id has not ended.
+    pub async fn empty_placement(&self, replica: ReplicaId) -> Result<Ready, OpenError> {
+        let birth = Origin::EmptyPlacement;
+        if self.stored.wal.log(replica).is_none() {
+            self.stored.wal.born(replica, birth.encode()).await?;
+        }
+        let ready = self.born(replica, birth).await?;
+        Ok(ready.expect("its log is there, and its row is written when it is looked for"))
     }
 
     /// Finds the state of a replica that was born here, or begins it where the crash that ended the last
@@ -314,7 +378,7 @@ impl Opener {
         replica: ReplicaId,
         origin: Origin,
     ) -> Result<Option<Ready>, OpenError> {
-        let Some(log) = self.wal.log(replica) else {
+        let Some(log) = self.stored.wal.log(replica) else {
             return Ok(None);
         };
         let opener = self.clone();
@@ -327,17 +391,18 @@ impl Opener {
 
     /// A replica whose first row its parent has written; `None` when it is open already, or has ended.
     pub async fn split_off(&self, replica: ReplicaId) -> Result<Option<Ready>, OpenError> {
-        if self.registry.is_open(replica) || self.wal.is_gone(replica) {
+        let is_over = self.stored.registry.is_out(replica) || self.stored.wal.is_gone(replica);
+        if self.stored.registry.is_open(replica) || is_over {
             return Ok(None);
         }
         let opener = self.clone();
-        let Some(machine) = offload(move || opener.shard(replica)).await? else {
+        let Some(machine) = offload(move || opener.stored.shard(replica)).await? else {
             return Ok(None);
         };
         let Some(birth) = machine.reader().row().birth else {
             return Ok(None);
         };
-        let log = match self.wal.log(replica) {
+        let log = match self.stored.wal.log(replica) {
             Some(log) => {
                 // It may have been born with nothing, and its birth does not say that the split is committed:
                 // what it does from now on must not outlive the row that it began with.
@@ -349,7 +414,7 @@ impl Opener {
                 let reader = machine.reader();
                 offload(move || opener.quarantine_with_parent(replica, &reader, &birth)).await?;
                 let birth = Origin::Split(birth).encode();
-                self.wal.born(replica, birth).await?
+                self.stored.wal.born(replica, birth).await?
             }
         };
         let ready = self.ready(replica, log, Machine::Shard(machine)).await?;
@@ -364,7 +429,7 @@ impl Opener {
         reader: &ShardReader,
         birth: &Birth,
     ) -> Result<(), MachineError> {
-        if !quarantine::is_marked(self.engine.as_ref(), birth.replica)? {
+        if !quarantine::is_marked(self.stored.engine.as_ref(), birth.replica)? {
             return Ok(());
         }
         reader.quarantine();
@@ -372,7 +437,7 @@ impl Opener {
             replica: child,
             shard: reader.row().descriptor.id,
         };
-        quarantine::mark(self.engine.as_ref(), quarantined)
+        quarantine::mark(self.stored.engine.as_ref(), quarantined)
     }
 
     /// Starts a replica; its tasks go into `tasks`. `committed` is an entry of its log that is known to be
@@ -383,6 +448,10 @@ impl Opener {
         committed: Option<Position>,
         tasks: &mut TaskSet,
     ) -> Result<(), OpenError> {
+        // It may have been absorbed by a neighbour that was started before it.
+        let Some(_opening) = self.stored.registry.begin_opening(ready.replica) else {
+            return Ok(());
+        };
         let (id, machine, reader): (_, Box<dyn StateMachine>, _) = match ready.machine {
             Machine::Placement(machine) => {
                 let reader = Reader::Placement(machine.reader());
@@ -403,16 +472,17 @@ impl Opener {
             channel: Arc::clone(&self.channel),
             flush: Arc::clone(&self.flush),
             fail: Arc::clone(&self.fail),
-            seeded: Arc::clone(&self.seeded),
+            neighbours: Arc::clone(&self.neighbours),
             introduction: introduction(&reader),
             holds_back: reader.is_quarantined(),
+            pace: Arc::clone(&self.pace),
             options: self.raft.clone(),
         };
         let opened = spawn_on(&self.consensus, Group::open(opening)).await;
         let group = opened.map_err(|error| Error::Internal(format!("open {id}: {error}")))??;
         match reader {
             Reader::Placement(reader) => {
-                self.registry.add_placement(group, reader);
+                self.stored.registry.add_placement(group, reader);
                 Ok(())
             }
             Reader::Shard(reader) => self.start_shard(group, reader, tasks).await,
@@ -429,7 +499,7 @@ impl Opener {
         let row = reader.row();
         let (clock, channel) = (self.clock.clone(), Arc::clone(&self.channel));
         let replica = Replica::start(group.clone(), reader, clock, channel, tasks);
-        self.registry.add_shard(row.descriptor.id, replica);
+        self.stored.registry.add_shard(row.descriptor.id, replica);
         match &row.birth {
             Some(birth) if self.leads(birth) => Ok(group.elect().await?),
             Some(_) | None => Ok(()),
@@ -438,7 +508,7 @@ impl Opener {
 
     /// Whether this node leads the shard that a replica was split off.
     fn leads(&self, birth: &Birth) -> bool {
-        let parent = self.registry.shard(birth.parent);
+        let parent = self.stored.registry.shard(birth.parent);
         parent.is_ok_and(|parent| {
             let leadership = parent.group().leadership();
             let leads = matches!(*leadership.borrow(), Leadership::Leading { .. });
@@ -473,8 +543,8 @@ impl Opener {
         };
         match origin {
             Origin::Placement { state, members } => {
-                placement::seed(self.engine.as_ref(), replica, state, begins(members))?;
-                let machine = PlacementMachine::open(Arc::clone(&self.engine), replica)?;
+                placement::seed(self.stored.engine.as_ref(), replica, state, begins(members))?;
+                let machine = PlacementMachine::open(Arc::clone(&self.stored.engine), replica)?;
                 Ok(machine.map(Machine::Placement))
             }
             Origin::Shard {
@@ -483,24 +553,18 @@ impl Opener {
             } => {
                 // Its windows are the same on every node, or replicas would part ways.
                 let seed = Seed::new(descriptor, begins(members));
-                shard::seed(&self.engine, &self.slots, replica, seed)?;
-                Ok(self.shard(replica)?.map(Machine::Shard))
+                shard::seed(&self.stored.engine, &self.stored.slots, replica, seed)?;
+                Ok(self.stored.shard(replica)?.map(Machine::Shard))
             }
-            Origin::Split(_) | Origin::Empty { .. } => Ok(self.shard(replica)?.map(Machine::Shard)),
+            Origin::EmptyPlacement => {
+                placement::empty(self.stored.engine.as_ref(), replica)?;
+                let machine = PlacementMachine::open(Arc::clone(&self.stored.engine), replica)?;
+                Ok(machine.map(Machine::Placement))
+            }
+            Origin::Split(_) | Origin::Empty { .. } => {
+                Ok(self.stored.shard(replica)?.map(Machine::Shard))
+            }
         }
-    }
-
-    /// Blocks.
-    fn shard(&self, replica: ReplicaId) -> Result<Option<ShardMachine>, MachineError> {
-        let wal = self.wal.clone();
-        // One that is being destroyed is not seeded again in the moment before the log calls it gone. Should
-        // the engine fail here, it fails the batch that asks, too.
-        let asked = Arc::clone(&self.engine);
-        let gone = Arc::new(move |replica| {
-            wal.is_gone(replica) || shard::is_ending(asked.as_ref(), replica).unwrap_or(false)
-        });
-        let (engine, slots) = (Arc::clone(&self.engine), Arc::clone(&self.slots));
-        ShardMachine::open(engine, slots, replica, gone)
     }
 }
 
@@ -591,6 +655,7 @@ pub(in crate::node) mod tests {
     use crate::types::log::Payload;
     use crate::types::shard::Epoch;
     use crate::types::shard::Replica as Member;
+    use crate::types::shard::Size;
     use crate::wire::request::Route;
     use crate::wire::request::Service;
 
@@ -621,10 +686,12 @@ pub(in crate::node) mod tests {
         writer.spawn(&wal).unwrap();
         let flushed = Arc::clone(engine);
         Opener {
-            wal,
-            engine: Arc::clone(engine),
-            slots: Slots::open(Arc::clone(engine)).unwrap(),
-            registry: Arc::default(),
+            stored: Stored {
+                wal,
+                engine: Arc::clone(engine),
+                slots: Slots::open(Arc::clone(engine)).unwrap(),
+                registry: Arc::default(),
+            },
             channel: Arc::new(Nobody),
             clock: Clock::system(),
             flush: Arc::new(move || {
@@ -632,7 +699,8 @@ pub(in crate::node) mod tests {
                 async {}.boxed()
             }),
             fail: Arc::new(|why| panic!("{why}")),
-            seeded: Arc::new(|_| {}),
+            neighbours: Arc::new(raft::Alone),
+            pace: Arc::default(),
             raft: raft::Options::default(),
             consensus: Handle::current(),
         }
@@ -675,7 +743,12 @@ pub(in crate::node) mod tests {
     /// The first shard is there and has applied a split at this position: the child has its row.
     pub(in crate::node) async fn split(opener: &Opener) -> Position {
         let origin = first_origin();
-        opener.wal.born(REPLICA, origin.encode()).await.unwrap();
+        opener
+            .stored
+            .wal
+            .born(REPLICA, origin.encode())
+            .await
+            .unwrap();
         let ready = opener.born(REPLICA, origin).await.unwrap().unwrap();
         let Machine::Shard(mut machine) = ready.machine else {
             unreachable!("the replica is a shard's")
@@ -689,6 +762,7 @@ pub(in crate::node) mod tests {
         let body = Body::Split(Split {
             at: Key::from_static(b"m"),
             child: ShardId(2),
+            left: Size::default(),
             replicas: vec![on_node_1(CHILD)],
         });
         let payload = Payload::Command(Command { header, body }.encode());
@@ -723,7 +797,7 @@ pub(in crate::node) mod tests {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
         let opener = opener(directory.path(), &engine);
         let applied = split(&opener).await;
-        let log = opener.wal.log(REPLICA).unwrap();
+        let log = opener.stored.wal.log(REPLICA).unwrap();
         // The engine's end is from a snapshot, as a crash before the purge behind it leaves it.
         let payload = Payload::Blank;
         let position = SEED;
@@ -747,14 +821,17 @@ pub(in crate::node) mod tests {
         let mut opener = opener(directory.path(), &engine);
         opener.empty(REPLICA, descriptor()).await.unwrap();
         let flushes = Arc::new(Mutex::new(Vec::new()));
-        let (wal, noted) = (opener.wal.clone(), Arc::clone(&flushes));
+        let (wal, noted) = (opener.stored.wal.clone(), Arc::clone(&flushes));
         opener.flush = Arc::new(move || {
             noted.lock().unwrap().push(wal.is_gone(REPLICA));
             async {}.boxed()
         });
-        opener.destroy(REPLICA).await.unwrap();
+        opener
+            .destroy(GroupId::Shard(ShardId(1)), REPLICA)
+            .await
+            .unwrap();
         assert_eq!(*flushes.lock().unwrap(), [false]);
-        assert!(opener.wal.is_gone(REPLICA));
+        assert!(opener.stored.wal.is_gone(REPLICA));
     }
 
     /// A vote or an answer of the one that is here would count as the other's.
@@ -768,7 +845,7 @@ pub(in crate::node) mod tests {
         opener.start(ready, None, &mut tasks).await.unwrap();
         let receiver = |to| {
             let (group, from) = (GroupId::Shard(ShardId(1)), ReplicaId(8));
-            let found = opener.registry.receiver(Route { group, from, to });
+            let found = opener.stored.registry.receiver(Route { group, from, to });
             found.map(|group| group.replica())
         };
         assert_eq!(receiver(REPLICA).ok(), Some(REPLICA));
@@ -792,10 +869,10 @@ pub(in crate::node) mod tests {
         assert!(born.is_some(), "one that lives is left alone");
 
         // The crash comes before the log says that it is gone.
-        shard::destroy(&engine, &opener.slots, REPLICA).unwrap();
-        assert!(!opener.wal.is_gone(REPLICA));
+        shard::destroy(&engine, &opener.stored.slots, REPLICA).unwrap();
+        assert!(!opener.stored.wal.is_gone(REPLICA));
         opener.finish_destructions().await.unwrap();
-        assert!(opener.wal.is_gone(REPLICA));
+        assert!(opener.stored.wal.is_gone(REPLICA));
         assert!(shard::destroyed(engine.as_ref()).unwrap().is_empty());
         assert!(opener.born(REPLICA, origin).await.unwrap().is_none());
     }
@@ -807,7 +884,7 @@ pub(in crate::node) mod tests {
         let opener = opener(directory.path(), &engine);
         let ready = opener.empty(REPLICA, descriptor()).await.unwrap();
         assert_eq!(ready.log.state(), Default::default());
-        let known = opener.wal.replicas();
+        let known = opener.stored.wal.replicas();
         let origin = Origin::decode(REPLICA, &known[0].born).unwrap();
         assert!(
             opener
@@ -822,7 +899,7 @@ pub(in crate::node) mod tests {
         engine.write(batch).unwrap();
         assert!(opener.born(REPLICA, origin).await.unwrap().is_none());
         opener.empty(REPLICA, descriptor()).await.unwrap();
-        assert_eq!(opener.wal.replicas().len(), 1);
+        assert_eq!(opener.stored.wal.replicas().len(), 1);
     }
 
     /// The first row of a child that was split off replica 1, as the parent writes it.
@@ -833,7 +910,7 @@ pub(in crate::node) mod tests {
         };
         shard::seed(
             engine,
-            &opener.slots,
+            &opener.stored.slots,
             REPLICA,
             Seed::new(descriptor(), begins),
         )

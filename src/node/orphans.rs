@@ -1,7 +1,8 @@
 //! Finds replicas here that have left their group, and has them destroyed.
 //!
 //! **Only on the word of the group's leader**, which it gives after a round to a quorum: a leader that was
-//! deposed does not know who is a member, and a list that comes from elsewhere may be late. Until then a
+//! deposed does not know who is a member, and a list that comes from elsewhere may be late. When the shard was
+//! absorbed by another one, that one's leader gives the word. Until then a
 //! replica that is in doubt keeps everything: it may be one that was just added and is needed tomorrow.
 //! It disturbs nobody meanwhile, since the others refuse it their votes while they have a leader.
 
@@ -26,10 +27,13 @@ use crate::node::doubts::Doubts;
 use crate::node::doubts::Place;
 use crate::node::doubts::is_doubtful;
 use crate::node::keeper::KeeperHandle;
+use crate::node::members::Nodes;
 use crate::node::registry::Registry;
-use crate::node::replica::Replica;
+use crate::raft::Group;
+use crate::shard::merge;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
@@ -46,9 +50,6 @@ const HINTS_WAITING_MAX: usize = 1_024;
 const QUESTIONS_MAX: usize = 32;
 /// How long one node may take to answer: a round to a quorum.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
-
-/// The nodes of the cluster, as far as they are known here.
-pub type Nodes = Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>;
 
 /// Says that a replica here may have left its group. Cloning shares the way to the task.
 #[derive(Clone)]
@@ -117,36 +118,53 @@ impl Orphans {
         }
     }
 
-    fn hinted(&self, hint: ReplicaId) -> Vec<Replica> {
-        let mut replicas = self.registry.shards();
-        replicas.retain(|replica| replica.group().replica() == hint);
-        replicas
+    fn hinted(&self, hint: ReplicaId) -> Vec<Group> {
+        let mut groups = self.registry.groups();
+        groups.retain(|group| group.replica() == hint);
+        groups
     }
 
-    fn due(&mut self) -> Vec<Replica> {
-        let mut replicas = self.registry.shards();
-        replicas.retain(|replica| is_doubtful(place(replica)));
-        let ids: Vec<ReplicaId> = replicas.iter().map(id).collect();
+    fn due(&mut self) -> Vec<Group> {
+        let mut groups = self.registry.groups();
+        groups.retain(|group| self.place(group).is_some_and(is_doubtful));
+        let ids: Vec<ReplicaId> = groups.iter().map(Group::replica).collect();
         let now_ms = self.started.elapsed().as_millis() as u64;
         let due = self.doubts.take_due(&ids, now_ms);
-        replicas.retain(|replica| due.contains(&id(replica)));
-        replicas
+        groups.retain(|group| due.contains(&group.replica()));
+        groups
     }
 
-    async fn ask_for_all(&self, replicas: Vec<Replica>) {
-        let questions = replicas.into_iter().map(|replica| self.ask_for(replica));
+    /// `None`: it is not here any more.
+    fn place(&self, group: &Group) -> Option<Place> {
+        let descriptor = self.registry.descriptor(group.id()).ok()?;
+        let mut listed = descriptor.replicas.iter();
+        Some(Place {
+            silence_ms: group.silence().as_millis() as u64,
+            is_filled: group.machine_applied().position.is_some(),
+            is_listed: listed.any(|listed| listed.id == group.replica()),
+        })
+    }
+
+    async fn ask_for_all(&self, groups: Vec<Group>) {
+        let questions = groups.into_iter().map(|group| self.ask_for(group));
         let mut asked = stream::iter(questions).buffer_unordered(QUESTIONS_MAX);
         while asked.next().await.is_some() {}
     }
 
-    async fn ask_for(&self, replica: Replica) {
+    async fn ask_for(&self, group: Group) {
         let name = ReplicaName {
-            shard: replica.reader().descriptor().id,
-            replica: id(&replica),
+            shard: group.id().as_shard(),
+            replica: group.replica(),
         };
-        let standing = self.standing(name, &replica.reader().descriptor()).await;
+        let Ok(known) = self.registry.descriptor(group.id()) else {
+            return;
+        };
+        let standing = self.standing(name, &known).await;
         debug!(shard = %name.shard, replica = %name.replica, ?standing, "asked whether it belongs");
-        if standing != Some(Standing::Stranger) && !mutant::lives(Mutant::DestroyedOnDoubt) {
+        let orphan = name.shard;
+        let belongs =
+            standing.is_none_or(|(standing, shard)| self.may_belong(orphan, standing, &shard));
+        if belongs && !mutant::lives(Mutant::DestroyedOnDoubt) {
             return;
         }
         info!(shard = %name.shard, replica = %name.replica, "the leader says that it has left");
@@ -155,8 +173,30 @@ impl Orphans {
         }
     }
 
+    /// What was absorbed may have to be absorbed here yet.
+    fn may_belong(&self, orphan: ShardId, standing: Standing, shard: &ShardDescriptor) -> bool {
+        let absorbed = match standing {
+            Standing::Stranger => return false,
+            Standing::Member | Standing::NotYet => return true,
+            Standing::Absorbed(absorbed) => absorbed,
+        };
+        // One that has absorbed it needs it no more, however it came to that.
+        let rows = self
+            .registry
+            .shards()
+            .into_iter()
+            .map(|it| it.reader().row());
+        let needing = rows.filter(|row| !row.merge.absorbed.contains(&orphan));
+        let here: Vec<_> = needing.map(|row| row.descriptor.clone()).collect();
+        !merge::are_left_over(shard, &absorbed, &here)
+    }
+
     /// What the leader says, whom any of the nodes may name; `None` when it is not found.
-    async fn standing(&self, name: ReplicaName, shard: &ShardDescriptor) -> Option<Standing> {
+    async fn standing(
+        &self,
+        name: ReplicaName,
+        shard: &ShardDescriptor,
+    ) -> Option<(Standing, ShardDescriptor)> {
         let mut nodes: VecDeque<NodeId> =
             shard.replicas.iter().map(|replica| replica.node).collect();
         nodes.extend((self.nodes)());
@@ -178,7 +218,11 @@ impl Orphans {
         None
     }
 
-    async fn ask(&self, node: NodeId, name: ReplicaName) -> Result<Standing, Error> {
+    async fn ask(
+        &self,
+        node: NodeId,
+        name: ReplicaName,
+    ) -> Result<(Standing, ShardDescriptor), Error> {
         let call = Call {
             request: Request::Membership(name),
             deadline: ANSWER_MAX,
@@ -186,26 +230,10 @@ impl Orphans {
             cluster: None,
         };
         match self.channel.node(node).call(call).await? {
-            Response::Membership(standing, _) => Ok(standing),
+            Response::Membership(standing, shard) => Ok((standing, shard)),
             other => Err(Error::Internal(format!(
                 "asked for a membership, got {other:?}"
             ))),
         }
-    }
-}
-
-fn id(replica: &Replica) -> ReplicaId {
-    replica.group().replica()
-}
-
-fn place(replica: &Replica) -> Place {
-    let descriptor = replica.reader().descriptor();
-    Place {
-        silence_ms: replica.group().silence().as_millis() as u64,
-        is_filled: replica.is_filled(),
-        is_listed: descriptor
-            .replicas
-            .iter()
-            .any(|listed| listed.id == id(replica)),
     }
 }

@@ -1,5 +1,5 @@
-//! The one owner of a shard replica's writes and splits: stamps them, gathers what waits together into one entry,
-//! and proposes it. While the replica does not lead, every write is answered with who does.
+//! The one owner of what a shard's replica proposes: stamps it, gathers writes that wait together into one entry,
+//! and proposes that. While the replica does not lead, every write is answered with who does.
 //!
 //! - **Stamps rise in the order of the log.** One task stamps and proposes, in that order. A new leader
 //!   stamps only after a barrier, when it has applied everything that earlier leaders stamped, and
@@ -35,8 +35,7 @@ use crate::shard::command::Answer;
 use crate::shard::command::Body;
 use crate::shard::command::Command;
 use crate::shard::command::Header;
-use crate::shard::command::Split;
-use crate::shard::command::SplitOutcome;
+use crate::shard::merge_command::MergeStep;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::ProposalOutcome;
 use crate::telemetry::metrics::Queue;
@@ -50,8 +49,8 @@ use crate::types::shard::Epoch;
 
 /// Full: the write is answered Overloaded.
 pub const WRITES_WAITING_MAX: usize = 4_096;
-/// Full: the split is answered Overloaded.
-pub const SPLITS_WAITING_MAX: usize = 16;
+/// Full: the change is answered Overloaded.
+pub const CHANGES_WAITING_MAX: usize = 16;
 /// Entries that may be under way at once. Beyond [`ENTRIES_EAGER_MAX`] only full ones are sent.
 const ENTRIES_IN_FLIGHT_MAX: usize = 8;
 /// With fewer entries than this under way, whatever waits is sent at once.
@@ -71,14 +70,14 @@ pub struct Pending {
     pub outcome: oneshot::Sender<Result<WriteOutcome>>,
 }
 
-/// A split and who waits for its outcome.
-pub struct PendingSplit {
-    /// The shard as it was when the split was planned.
+/// A change of the shard itself (a split, a step of a merge) and who waits for its outcome.
+pub struct PendingChange {
+    /// The shard as it was when the change was planned.
     pub planned: Epoch,
-    /// The split.
-    pub split: Split,
+    /// The change.
+    pub body: Body,
     /// Where its outcome goes.
-    pub outcome: oneshot::Sender<Result<SplitOutcome>>,
+    pub outcome: oneshot::Sender<Result<Answer>>,
 }
 
 impl Pending {
@@ -130,7 +129,7 @@ pub struct Proposer {
     clock: Clock,
     hlc: hlc::Clock,
     waiting: mpsc::Receiver<Pending>,
-    splits: mpsc::Receiver<PendingSplit>,
+    changes: mpsc::Receiver<PendingChange>,
     leadership: watch::Receiver<Leadership>,
     role: Role,
     gathered: Vec<Pending>,
@@ -170,17 +169,17 @@ enum Event {
     Prepared(u64, Result<()>),
     Landed,
     Arrived(Pending),
-    Split(PendingSplit),
+    Change(PendingChange),
     Due,
 }
 
 impl Proposer {
-    /// The owner of a replica's writes and splits; they arrive over the two receivers.
+    /// The owner of a replica's writes and of changes of its shard; they arrive over the two receivers.
     pub fn new(
         group: Group,
         reader: ShardReader,
         clock: Clock,
-        (waiting, splits): (mpsc::Receiver<Pending>, mpsc::Receiver<PendingSplit>),
+        (waiting, changes): (mpsc::Receiver<Pending>, mpsc::Receiver<PendingChange>),
     ) -> Proposer {
         let mut leadership = group.leadership();
         leadership.mark_changed();
@@ -190,7 +189,7 @@ impl Proposer {
             clock,
             hlc: hlc::Clock::default(),
             waiting,
-            splits,
+            changes,
             leadership,
             role: Role::Following,
             gathered: Vec::new(),
@@ -207,7 +206,7 @@ impl Proposer {
             let event = self.next().await;
             match event {
                 Event::Stopped => return,
-                Event::Split(pending) => self.split(pending).await,
+                Event::Change(pending) => self.change(pending).await,
                 other => self.handle(other),
             }
             while let Some((term, batch)) = self.take_batch() {
@@ -233,7 +232,7 @@ impl Proposer {
             prepared = self.role.prepared(), if preparing => prepared,
             Some(()) = self.in_flight.next(), if !self.in_flight.is_empty() => Event::Landed,
             () = sleep(wait), if due.is_some() => Event::Due,
-            Some(pending) = self.splits.recv(), if !preparing => Event::Split(pending),
+            Some(pending) = self.changes.recv(), if !preparing => Event::Change(pending),
             pending = self.waiting.recv(), if room && !preparing => match pending {
                 Some(pending) => Event::Arrived(pending),
                 None => Event::Stopped,
@@ -247,7 +246,7 @@ impl Proposer {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Stopped | Event::Landed | Event::Split(_) => {}
+            Event::Stopped | Event::Landed | Event::Change(_) => {}
             Event::LeadershipChanged => self.follow_leadership(),
             Event::Prepared(term, Ok(())) => self.start_leading(term),
             // Not the leader after all, or no quorum: the next change of leadership decides; until then
@@ -413,26 +412,31 @@ impl Proposer {
         std::mem::replace(&mut self.gathered, rest)
     }
 
-    /// A split has an entry of its own, after whatever was proposed before it.
-    async fn split(&mut self, pending: PendingSplit) {
+    /// A change has an entry of its own, after whatever was proposed before it.
+    async fn change(&mut self, pending: PendingChange) {
+        let PendingChange {
+            planned,
+            body,
+            outcome,
+        } = pending;
         let Role::Leading { term } = self.role else {
             let refusal = self.not_leader();
             // A caller that has gone looks at the shard to learn what became of it.
-            let _ = pending.outcome.send(Err(refusal));
+            let _ = outcome.send(Err(refusal));
             return;
         };
+        if let Body::Merge(MergeStep::Absorb(absorb)) = &body {
+            // Leaders of the right shard have closed up to there.
+            self.hlc.adopt(absorb.above);
+        }
         let header = Header {
             stamp: self.hlc.reserve(1, self.clock.wall_ms()),
             ceiling: Timestamp::ZERO,
-            epoch: pending.planned,
+            epoch: planned,
         };
-        let command = Command {
-            header,
-            body: Body::Split(pending.split),
-        };
-        let outcome = pending.outcome;
+        let command = Command { header, body };
         match self.group.propose(term, command.encode()).await {
-            Ok(answer) => self.in_flight.push(land_split(outcome, answer).boxed()),
+            Ok(answer) => self.in_flight.push(land_change(outcome, answer).boxed()),
             Err(error) => drop(outcome.send(Err(error))),
         }
     }
@@ -511,23 +515,20 @@ async fn land(batch: Vec<Pending>, answer: BoxFuture<'static, Result<Bytes>>) {
     }
 }
 
-/// Waits for a split's outcome and hands it on.
-async fn land_split(
-    outcome: oneshot::Sender<Result<SplitOutcome>>,
+/// Waits for a change's outcome and hands it on.
+async fn land_change(
+    outcome: oneshot::Sender<Result<Answer>>,
     answer: BoxFuture<'static, Result<Bytes>>,
 ) {
-    let landed = answer
-        .await
-        .and_then(|answer| match Answer::decode(&answer) {
-            Ok(Answer::Split(outcome)) => Ok(outcome),
-            Ok(other) => Err(misfit(&other)),
-            Err(error) => Err(Error::Internal(error.to_string())),
-        });
+    let decode =
+        |answer: Bytes| Answer::decode(&answer).map_err(|error| Error::Internal(error.to_string()));
+    let landed = answer.await.and_then(decode);
     // A caller that has gone looks at the shard to learn what became of it.
     let _ = outcome.send(landed);
 }
 
-fn misfit(answer: &Answer) -> Error {
+/// An answer to something else than what was proposed.
+pub fn misfit(answer: &Answer) -> Error {
     Error::Internal(format!("an entry was answered with {answer:?}"))
 }
 

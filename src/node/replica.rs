@@ -15,23 +15,31 @@ use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
 use crate::node::barrier::Barrier;
+use crate::node::meter::Meter;
+use crate::node::proposer::CHANGES_WAITING_MAX;
 use crate::node::proposer::Pending;
-use crate::node::proposer::PendingSplit;
+use crate::node::proposer::PendingChange;
 use crate::node::proposer::Proposer;
-use crate::node::proposer::SPLITS_WAITING_MAX;
 use crate::node::proposer::WRITES_WAITING_MAX;
+use crate::node::proposer::misfit;
 use crate::raft::Group;
 use crate::raft::Leadership;
 use crate::shard::ReadError;
 use crate::shard::ShardReader;
+use crate::shard::command::Answer;
+use crate::shard::command::Body;
 use crate::shard::command::Split;
 use crate::shard::command::SplitOutcome;
+use crate::shard::merge_command::MergeOutcome;
+use crate::shard::merge_command::MergeStep;
 use crate::types::Position;
 use crate::types::Timestamp;
 use crate::types::request::Answered;
+use crate::types::request::Operation;
 use crate::types::request::ReadKind;
 use crate::types::request::Versioned;
 use crate::types::request::Write;
+use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
 use crate::wire::request::BatchGet;
@@ -47,8 +55,9 @@ pub struct Replica {
     reader: ShardReader,
     clock: Clock,
     writes: mpsc::Sender<Pending>,
-    splits: mpsc::Sender<PendingSplit>,
+    changes: mpsc::Sender<PendingChange>,
     barrier: Barrier,
+    meter: Arc<Meter>,
 }
 
 impl Replica {
@@ -61,8 +70,8 @@ impl Replica {
         tasks: &mut TaskSet,
     ) -> Replica {
         let (writes, waiting) = mpsc::channel(WRITES_WAITING_MAX);
-        let (splits, splits_waiting) = mpsc::channel(SPLITS_WAITING_MAX);
-        let waiting = (waiting, splits_waiting);
+        let (changes, changes_waiting) = mpsc::channel(CHANGES_WAITING_MAX);
+        let waiting = (waiting, changes_waiting);
         let proposer = Proposer::new(group.clone(), reader.clone(), clock.clone(), waiting);
         let (barrier, rounds) = Barrier::new(group.clone(), channel);
         tasks.spawn(format!("proposer of {}", group.id()), |stop| async move {
@@ -78,8 +87,9 @@ impl Replica {
             reader,
             clock,
             writes,
-            splits,
+            changes,
             barrier,
+            meter: Arc::default(),
         }
     }
 
@@ -94,6 +104,11 @@ impl Replica {
         self.reader.row().applied.position.is_some()
     }
 
+    /// What was asked of it.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
     /// What it has applied.
     pub fn reader(&self) -> &ShardReader {
         &self.reader
@@ -103,6 +118,7 @@ impl Replica {
     pub async fn write(&self, write: Write) -> Result<(WriteOutcome, Answered)> {
         self.check_serves()?;
         let request = write.id;
+        self.meter.count(write.first_key(), write_bytes(&write));
         let (outcome, answer) = oneshot::channel();
         self.writes
             .try_send(Pending { write, outcome })
@@ -124,6 +140,7 @@ impl Replica {
                 self.group.id(),
                 "its leader has changed",
             )),
+            WriteOutcome::Frozen => Err(merging(&self.group)),
             WriteOutcome::ClockAhead { wait_ms } => Err(Error::ClockAhead {
                 wait: Duration::from_millis(wait_ms),
             }),
@@ -143,22 +160,38 @@ impl Replica {
     /// Splits the shard, if this replica leads and the shard is still as it was `planned`. Not cancel-safe: a
     /// dropped call may have happened.
     pub async fn split(&self, planned: Epoch, split: Split) -> Result<SplitOutcome> {
+        match self.change(planned, Body::Split(split)).await? {
+            Answer::Split(outcome) => Ok(outcome),
+            other => Err(misfit(&other)),
+        }
+    }
+
+    /// Takes a step of a merge, if this replica leads and the shard is still as it was `planned`. Not cancel-safe:
+    /// a dropped call may have happened.
+    pub async fn merge(&self, planned: Epoch, step: MergeStep) -> Result<MergeOutcome> {
+        match self.change(planned, Body::Merge(step)).await? {
+            Answer::Merge(outcome) => Ok(outcome),
+            other => Err(misfit(&other)),
+        }
+    }
+
+    async fn change(&self, planned: Epoch, body: Body) -> Result<Answer> {
         self.check_serves()?;
         let (outcome, answer) = oneshot::channel();
-        let pending = PendingSplit {
+        let pending = PendingChange {
             planned,
-            split,
+            body,
             outcome,
         };
-        self.splits
+        self.changes
             .try_send(pending)
             .map_err(|_| Error::Overloaded {
-                queue: "splits waiting to be proposed".to_string(),
+                queue: "changes of a shard waiting to be proposed".to_string(),
                 retry_after: Duration::from_millis(100),
             })?;
         let stopping = |_| Error::unavailable("the node", "it is stopping");
         let outcome = answer.await.map_err(stopping)??;
-        // The other nodes begin the child when they apply the split: they shall not wait for the next heartbeat.
+        // The other nodes do their part of it when they apply it: they shall not wait for the next heartbeat.
         // It is done, whether they hear of it now or then.
         let _ = self.group.announce().await;
         Ok(outcome)
@@ -171,36 +204,48 @@ impl Replica {
             .reader
             .get(&get.key, None)
             .map_err(|error| self.refused(error))?;
-        Ok((read.value.into_option(), self.answered(read.as_of)))
+        let found = read.value.into_option();
+        let bytes = found.as_ref().map_or(0, |found| found.value.len());
+        self.meter.count(&get.key, get.key.len() + bytes);
+        Ok((found, self.answered(read.as_of)))
     }
 
     /// The newest versions of several keys, as of one moment.
     pub async fn batch_get(&self, get: BatchGet) -> Result<(Vec<Option<Versioned>>, Answered)> {
         self.ready(get.read).await?;
-        let reader = self.reader.clone();
-        let read = offload(move || reader.get_many(&get.keys, None)).await;
+        let (reader, keys) = (self.reader.clone(), get.keys.clone());
+        let read = offload(move || reader.get_many(&keys, None)).await;
         let read = read.map_err(|error| self.refused(error))?;
+        for (key, found) in get.keys.iter().zip(&read.value) {
+            let bytes = found.as_ref().map_or(0, |found| found.value.len());
+            self.meter.count(key, key.len() + bytes);
+        }
         Ok((read.value, self.answered(read.as_of)))
     }
 
-    /// A portion of a range. Without `as_of` it begins a new cut.
+    /// A portion of a range. Without a cut it begins one.
     pub async fn scan(&self, scan: Scan) -> Result<Page> {
-        match scan.as_of {
+        match &scan.cut {
             // A cut may be read wherever its moment has been applied.
-            Some(as_of) if self.reader.last_stamp() >= as_of => {}
+            Some(cut) if self.reader.last_stamp() >= cut.as_of => {}
             Some(_) | None => self.ready(scan.read).await?,
         }
-        let reader = self.reader.clone();
-        let read = offload(move || reader.scan(&scan))
+        let (reader, asked) = (self.reader.clone(), scan.clone());
+        let read = offload(move || reader.scan(&asked))
             .await
             .map_err(|error| self.refused(error))?;
         let answered = self.answered(read.as_of);
+        let bytes = read.value.items.iter();
+        let bytes = bytes.map(|item| item.key.len() + item.versioned.value.len());
+        self.meter.count(&scan.range.start, bytes.sum());
+        let rest = read.value.rest;
         Ok(Page {
             items: read.value.items,
-            rest_as_of: read.value.rest.is_some().then_some(read.as_of),
-            rest: read.value.rest,
+            rest_cut: rest.as_ref().map(|_| scan.cut_at(read.as_of)),
+            rest,
             as_of: read.as_of,
             answered,
+            unordered: None,
         })
     }
 
@@ -255,5 +300,24 @@ impl Replica {
             timestamp: wall.max(row.last_stamp),
             as_of,
         }
+    }
+}
+
+/// What is asked of a shard that takes part in a merge, and must wait for its end. Nothing was done.
+pub fn merging(group: &Group) -> Error {
+    Error::unavailable(group.id(), "it is about to be one with its neighbour")
+}
+
+/// Bytes of keys and values in a write.
+fn write_bytes(write: &Write) -> usize {
+    match &write.kind {
+        WriteKind::Keys { operations, .. } => {
+            let bytes = operations.iter().map(|operation| match operation {
+                Operation::Put { key, value } => key.len() + value.len(),
+                Operation::Delete { key } => key.len(),
+            });
+            bytes.sum()
+        }
+        WriteKind::Range { range, .. } => range.start.len(),
     }
 }

@@ -139,6 +139,7 @@ impl Routes {
             | Error::TooLateToKnow { .. }
             | Error::Spanning { .. }
             | Error::WrongCluster { .. }
+            | Error::NoKeyspace { .. }
             | Error::Internal(_) => {}
         }
     }

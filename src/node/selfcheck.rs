@@ -35,7 +35,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::machine::MachineError;
 use crate::node::checks::Checks;
-use crate::node::orphans::Nodes;
+use crate::node::members::Nodes;
 use crate::node::registry::Registry;
 use crate::node::replica::Replica;
 use crate::node::retries::Retries;
@@ -470,21 +470,38 @@ impl SelfCheck {
             Ok(here) if here.group().replica() == id => self.leave(&here, quarantined).await,
             Ok(here) if here.is_filled() => {
                 info!(%shard, old = %id, new = %here.group().replica(), "the replica was rebuilt");
-                let forgotten = self.checks.forget(id).await;
-                forgotten.map_err(|error| Error::Internal(error.0))
+                self.forget(id).await
             }
             // It is being filled.
             Ok(_) => Ok(()),
-            Err(_) => {
-                let node = self.me;
-                let request = Request::AddReplica(AddReplica { shard, node });
-                self.ask_anybody(request).await
-            }
+            Err(_) => match self.registry.absorbers(shard) {
+                absorbers if absorbers.is_empty() => {
+                    let node = self.me;
+                    let request = Request::AddReplica(AddReplica { shard, node });
+                    self.ask_anybody(request).await
+                }
+                absorbers => self.pass_on(id, absorbers).await,
+            },
         }
+    }
+
+    /// A replica was marked while it was absorbed: what is wrong with it is wrong with those that have its keys.
+    async fn pass_on(&self, marked: ReplicaId, absorbers: Vec<Replica>) -> Result<()> {
+        for absorber in absorbers {
+            self.checks.quarantine(&absorber).await?;
+        }
+        self.forget(marked).await
+    }
+
+    async fn forget(&self, marked: ReplicaId) -> Result<()> {
+        let forgotten = self.checks.forget(marked).await;
+        forgotten.map_err(|error| Error::Internal(error.0))
     }
 
     /// Gives up the leadership, then the membership; what has left is destroyed by whoever finds that.
     async fn leave(&self, here: &Replica, quarantined: Quarantined) -> Result<()> {
+        // One that has absorbed what is wrong was marked by its machine.
+        here.group().hold_back();
         if matches!(
             *here.group().leadership().borrow(),
             Leadership::Leading { .. }

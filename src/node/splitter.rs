@@ -1,9 +1,11 @@
 //! Splits a shard at a key: plans it with fresh ids, and proposes it.
 
+use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
 use crate::node::placement::PlacementClient;
 use crate::node::replica::Replica;
+use crate::node::replica::merging;
 use crate::raft::Leadership;
 use crate::shard::command::Split;
 use crate::shard::command::SplitOutcome;
@@ -30,6 +32,9 @@ pub async fn split(
     }
     let planned = replica.reader().descriptor();
     check(&planned, &at)?;
+    let (reader, key) = (replica.reader().clone(), at.clone());
+    let left = offload(move || reader.size_below(&key)).await;
+    let left = left.map_err(|error| Error::Internal(format!("measure {}: {error}", group.id())))?;
     // Ids of a split that comes to nothing are not used again.
     let first = placement
         .take_ids(1 + planned.replicas.len() as u64)
@@ -37,6 +42,7 @@ pub async fn split(
     let split = Split {
         at: at.clone(),
         child: ShardId(first),
+        left,
         replicas: children(&planned, first + 1),
     };
     match replica.split(planned.epoch, split).await? {
@@ -49,6 +55,7 @@ pub async fn split(
             group.id(),
             "its membership is being changed",
         )),
+        SplitOutcome::Merging => Err(merging(group)),
         SplitOutcome::StaleStamp => Err(Error::unavailable(group.id(), "its leader has changed")),
         SplitOutcome::Refused { reason } => Err(Error::invalid("at", reason)),
     }

@@ -21,6 +21,7 @@ use crate::engine::Batch;
 use crate::engine::Engine;
 use crate::machine::Applied;
 use crate::machine::MachineError;
+use crate::machine::Need;
 use crate::machine::Received;
 use crate::machine::SNAPSHOT_CHUNK_BYTES_MAX;
 use crate::machine::SnapshotReceiver;
@@ -35,7 +36,11 @@ use crate::types::log::LogEntry;
 use crate::types::log::Payload;
 
 const ROW_FORMAT: u8 = 1;
-const STATE_FORMAT: u8 = 1;
+const STATE_FORMAT: u8 = 3;
+/// As format 3, without the keyspaces, which stand at its end.
+const STATE_FORMAT_BEFORE_KEYSPACES: u8 = 2;
+/// How no keyspaces are written.
+const NO_KEYSPACES: u8 = 0;
 
 /// Bytes of the state in one stored value.
 const PIECE_BYTES: usize = 4 * 1024;
@@ -74,6 +79,28 @@ pub fn seed(
     };
     engine.write(current.batch(replica))?;
     Ok(true)
+}
+
+/// Writes the row of a replica that begins with nothing, unless it has one. The caller flushes the engine.
+pub fn empty(engine: &dyn Engine, replica: ReplicaId) -> Result<(), MachineError> {
+    let nothing = PlacementState::default();
+    seed(engine, replica, nothing, Applied::default()).map(drop)
+}
+
+/// Removes all that a replica has in the engine. Done before, it is done. The caller has stopped the replica's
+/// machine, which would write the row again, and flushes the engine. As with shards a mark stays until it is
+/// forgotten.
+pub fn destroy(engine: &dyn Engine, replica: ReplicaId) -> Result<(), MachineError> {
+    let Some(current) = Current::read(engine, replica)? else {
+        return Ok(());
+    };
+    let mut batch = Batch::default();
+    batch.delete(layout::placement_row(replica));
+    for piece in 0..current.pieces {
+        batch.delete(layout::placement_state(replica, piece));
+    }
+    batch.put(layout::ending(replica), Vec::new());
+    Ok(engine.write(batch)?)
 }
 
 /// The replicas of placement that have a row in the engine: one, or none.
@@ -164,7 +191,12 @@ pub(crate) fn encode_state(state: &PlacementState) -> Vec<u8> {
 }
 
 pub(crate) fn decode_state(bytes: &[u8]) -> Result<PlacementState, MachineError> {
-    Ok(value::decode("placement's state", STATE_FORMAT, bytes)?)
+    const WHAT: &str = "placement's state";
+    if let [STATE_FORMAT_BEFORE_KEYSPACES, fields @ ..] = bytes {
+        let fields = [fields, &[NO_KEYSPACES]].concat();
+        return Ok(value::decode_fields(WHAT, &fields)?);
+    }
+    Ok(value::decode(WHAT, STATE_FORMAT, bytes)?)
 }
 
 /// One replica of placement.
@@ -244,9 +276,23 @@ impl StateMachine for PlacementMachine {
         Ok(answers)
     }
 
+    /// Placement waits for nobody.
+    fn take_need(&mut self) -> Option<Need> {
+        None
+    }
+
     /// Placement splits nothing off.
     fn take_seeded(&mut self) -> Vec<ReplicaId> {
         Vec::new()
+    }
+
+    /// And absorbs nothing.
+    fn take_ended(&mut self) -> Vec<ReplicaId> {
+        Vec::new()
+    }
+
+    fn displaces(&self, _received: &Received) -> Result<Vec<ReplicaId>, MachineError> {
+        Ok(Vec::new())
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
@@ -370,6 +416,15 @@ mod tests {
     use crate::types::shard::ShardDescriptor;
 
     use super::*;
+    use crate::types::Timestamp;
+    use crate::types::keyspace::Buckets;
+    use crate::types::keyspace::Keyspace;
+    use crate::types::keyspace::Layout;
+    use crate::types::node::Duty;
+    use crate::types::operator::Action;
+    use crate::types::operator::Aim;
+    use crate::types::operator::Operator;
+    use crate::types::rule::Rule;
 
     fn member(id: u64) -> Member {
         Member {
@@ -457,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn an_example_of_format_one_is_read() {
+    fn examples_of_formats_two_and_three_are_read() {
         let shard = ShardDescriptor {
             id: ShardId(1),
             range: KeyRange {
@@ -474,19 +529,71 @@ mod tests {
             node_address: "a:1".into(),
             ..member(4)
         };
-        let state = PlacementState::formed(vec![node], vec![shard], 50);
+        let mut state = PlacementState::formed(vec![node], vec![shard.clone()], 50);
+        let operator = Operator {
+            shard: ShardId(1),
+            aim: Aim::Repair,
+            action: Action::Add { to: NodeId(5) },
+            reason: "why".to_owned(),
+            epoch: shard.epoch,
+            voters: shard.replicas,
+            bytes: 9,
+            expires: Timestamp(8),
+        };
+        for command in [
+            PlacementCommand::SetDuty {
+                node: NodeId(4),
+                duty: Duty::Drain,
+            },
+            PlacementCommand::NoteSilence {
+                node: NodeId(4),
+                since: Some(Timestamp(7)),
+            },
+            PlacementCommand::SetRule(Rule {
+                prefix: "p".into(),
+                ..Rule::default()
+            }),
+            PlacementCommand::SetSetting {
+                name: "s".to_owned(),
+                value: Some("1".to_owned()),
+            },
+            PlacementCommand::SetPaused(true),
+            PlacementCommand::RecordOperators(vec![operator]),
+        ] {
+            assert_eq!(state.apply(command), PlacementAnswer::Recorded);
+        }
         let example = [
             // The format; one member, made by change 1.
-            &[1, 1, 4][..],
+            &[2, 1, 4][..],
             &[4; 16],
             b"\x02n4\x03a:1\x00\x01",
             // One shard: id, range, epoch, one replica; made by change 2.
             b"\x01\x01\x00\x01\x01m\x01\x02\x01\x29\x04\x02",
+            // One node: id, no labels, both roles, drained, silent since 7.
+            &[1, 4, 0, 0, 1, 1, 7],
+            // One rule: prefix, replicas, no labels, spread.
+            b"\x01\x01p\x03\x00\x00\x00\x04zone",
+            // One setting; paused.
+            b"\x01\x01s\x011\x01",
+            // One operator: shard, aim, action, reason, epoch, voters, bytes, expiry; made by change 3.
+            b"\x01\x01\x02\x00\x05\x03why\x01\x02\x01\x29\x04\x09\x08\x03",
             // The next number, and the last change.
-            &[50, 2],
+            &[50, 3],
         ];
         assert_eq!(decode_state(&example.concat()).unwrap(), state);
-        assert_eq!(encode_state(&state), example.concat());
+        let fields = &example.concat()[1..];
+        assert_eq!(encode_state(&state), [&[3], fields, &[0]].concat());
+        let layout = Layout::Hash(Buckets { count: 4, parts: 2 });
+        let keyspace = Keyspace::new("ks".parse().unwrap(), None, layout).unwrap();
+        state.apply(PlacementCommand::CreateKeyspace(keyspace));
+        let name = "ks".parse().unwrap();
+        state.apply(PlacementCommand::RetireKeyspace { name });
+        // One keyspace: name, prefix, buckets and parts, retired; made by change 5, the last.
+        let keyspaces = b"\x01\x02ks\x03ks/\x01\x04\x02\x01\x05";
+        let before = &fields[..fields.len() - 1];
+        let example = [&[3], before, &[5], &keyspaces[..]].concat();
+        assert_eq!(decode_state(&example).unwrap(), state);
+        assert_eq!(encode_state(&state), example);
     }
 
     #[test]

@@ -9,36 +9,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::Serialize;
-
 use crate::placement::policy::Policy;
-use crate::placement::rule::Labels;
 use crate::types::NodeId;
-
-/// What a person wants of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Duty {
-    /// It holds replicas and leads.
-    #[default]
-    Serve,
-    /// It leads nothing and gets nothing new; what it holds stays.
-    Drain,
-    /// Its replicas move away too, so that it can be switched off for good.
-    Leave,
-}
-
-/// What a node is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Role {
-    /// Shards, and placement's group.
-    #[default]
-    Both,
-    /// Shards alone.
-    Data,
-    /// Placement's group alone.
-    Placement,
-}
+use crate::types::ShardId;
+use crate::types::node::Duty;
+use crate::types::node::Role;
+use crate::types::rule::Labels;
 
 /// How a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,8 +43,8 @@ impl fmt::Display for Health {
 /// Why a node gets no replica, or does not lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfit {
-    /// It is for placement's group alone.
-    Role,
+    /// It is for other replicas than this one.
+    Role(Role),
     /// It is being drained.
     Draining,
     /// It is leaving.
@@ -80,7 +56,8 @@ pub enum Unfit {
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Unfit::Role => write!(f, "holds no shards"),
+            Unfit::Role(Role::Placement) => write!(f, "holds no shards"),
+            Unfit::Role(Role::Both | Role::Data) => write!(f, "holds shards alone"),
             Unfit::Draining => write!(f, "is being drained"),
             Unfit::Leaving => write!(f, "is leaving"),
             Unfit::Health(health) => write!(f, "is {health}"),
@@ -128,11 +105,10 @@ impl NodeView {
         }
     }
 
-    /// Whether it may get a replica, or the lead of one that it has.
-    pub fn fitness(&self, policy: &Policy) -> Result<(), Unfit> {
-        match self.role {
-            Role::Placement => return Err(Unfit::Role),
-            Role::Both | Role::Data => {}
+    /// Whether it may get a replica of a shard, or of placement's group, or the lead of one that it has.
+    pub fn fitness(&self, shard: ShardId, policy: &Policy) -> Result<(), Unfit> {
+        if !self.is_for(shard) {
+            return Err(Unfit::Role(self.role));
         }
         match self.duty {
             Duty::Drain => return Err(Unfit::Draining),
@@ -142,6 +118,15 @@ impl NodeView {
         match self.health(policy) {
             Health::Up => Ok(()),
             health @ (Health::Slow | Health::Suspect | Health::Dead) => Err(Unfit::Health(health)),
+        }
+    }
+
+    /// Whether its role lets it hold a replica of a shard, or of placement's group.
+    pub fn is_for(&self, shard: ShardId) -> bool {
+        match self.role {
+            Role::Both => true,
+            Role::Data => shard != ShardId::PLACEMENT,
+            Role::Placement => shard == ShardId::PLACEMENT,
         }
     }
 
@@ -213,10 +198,11 @@ mod tests {
                 duty,
                 ..node(silent_s, None)
             };
-            node.fitness(&policy)
+            node.fitness(ShardId(1), &policy)
         };
         assert_eq!(fitness(Role::Data, Duty::Serve, 0), Ok(()));
-        assert_eq!(fitness(Role::Placement, Duty::Serve, 0), Err(Unfit::Role));
+        let role = Role::Placement;
+        assert_eq!(fitness(role, Duty::Serve, 0), Err(Unfit::Role(role)));
         assert_eq!(fitness(Role::Both, Duty::Drain, 0), Err(Unfit::Draining));
         assert_eq!(fitness(Role::Both, Duty::Leave, 0), Err(Unfit::Leaving));
         let suspect = Err(Unfit::Health(Health::Suspect));

@@ -14,169 +14,16 @@
 //! than its shard. An operator is *stale* once the shard has become something else than what this operator
 //! makes of it: somebody has split it, or changed other replicas.
 
-use std::fmt;
-
-use serde::Deserialize;
-use serde::Serialize;
-
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::placement::shard::ShardView;
-use crate::types::Key;
 use crate::types::NodeId;
-use crate::types::ShardId;
 use crate::types::Timestamp;
+use crate::types::operator::Action;
+use crate::types::operator::Operator;
+use crate::types::operator::Step;
 use crate::types::shard::Epoch;
 use crate::types::shard::Replica;
-
-/// Why something is done with a shard. The earlier in this list, the more urgent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Aim {
-    /// Nobody leads who should not: not on a node that is drained, leaves or is slow.
-    Relieve,
-    /// As many replicas as the rule says, none of them on a dead node.
-    Repair,
-    /// No more of them than that.
-    Reduce,
-    /// None on a node that leaves.
-    Vacate,
-    /// No keys of two rules in one shard.
-    Part,
-    /// None on a node that the rule excludes.
-    Obey,
-    /// No two in one zone while there is another.
-    Spread,
-    /// Led where the rule prefers it.
-    Prefer,
-    /// No shard so big that it is hard to move.
-    SplitSize,
-    /// No more load on a shard than one leader bears.
-    SplitLoad,
-    /// As much to lead for every node.
-    EvenLoad,
-    /// As many bytes on every node.
-    EvenBytes,
-}
-
-impl Aim {
-    /// All, most urgent first.
-    pub const ALL: [Aim; 12] = [
-        Aim::Relieve,
-        Aim::Repair,
-        Aim::Reduce,
-        Aim::Vacate,
-        Aim::Part,
-        Aim::Obey,
-        Aim::Spread,
-        Aim::Prefer,
-        Aim::SplitSize,
-        Aim::SplitLoad,
-        Aim::EvenLoad,
-        Aim::EvenBytes,
-    ];
-}
-
-impl fmt::Display for Aim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Aim::Relieve => "relieve",
-            Aim::Repair => "repair",
-            Aim::Reduce => "reduce",
-            Aim::Vacate => "vacate",
-            Aim::Part => "part",
-            Aim::Obey => "obey",
-            Aim::Spread => "spread",
-            Aim::Prefer => "prefer",
-            Aim::SplitSize => "split by size",
-            Aim::SplitLoad => "split by load",
-            Aim::EvenLoad => "even load",
-            Aim::EvenBytes => "even bytes",
-        })
-    }
-}
-
-/// Where a shard is split.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SplitPoint {
-    /// At the key that halves its bytes, which its leader looks for.
-    Middle,
-    /// At this key, the first of the right half.
-    Key(Key),
-}
-
-/// What is done with a shard. Variants are only ever added at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Action {
-    /// One replica more.
-    Add {
-        /// Where.
-        to: NodeId,
-    },
-    /// One less.
-    Remove {
-        /// Which.
-        replica: Replica,
-    },
-    /// One more, and then one less.
-    Move {
-        /// Which goes, once there is the other.
-        from: Replica,
-        /// Where the other comes.
-        to: NodeId,
-    },
-    /// Another leader.
-    Transfer {
-        /// Who leads now.
-        from: NodeId,
-        /// Who shall.
-        to: NodeId,
-    },
-    /// Two shards.
-    Split {
-        /// Where.
-        at: SplitPoint,
-    },
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Action::Add { to } => write!(f, "add a replica on {to}"),
-            Action::Remove { replica } => write!(f, "remove {} from {}", replica.id, replica.node),
-            Action::Move { from, to } => write!(f, "move {} from {} to {to}", from.id, from.node),
-            Action::Transfer { from, to } => write!(f, "pass the lead from {from} to {to}"),
-            Action::Split { at } => match at {
-                SplitPoint::Middle => write!(f, "split in the middle"),
-                SplitPoint::Key(key) => write!(f, "split at {}", key.escape_ascii()),
-            },
-        }
-    }
-}
-
-/// One thing that the leader of a shard can do and placement can see done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Step {
-    /// A replica on a node becomes a voter, from nothing or from what there is already.
-    AddReplica(NodeId),
-    /// A replica leaves; when it leads, another one leads first.
-    RemoveReplica(Replica),
-    /// The replica on a node leads.
-    TransferLeader(NodeId),
-    /// The shard becomes two.
-    Split(SplitPoint),
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Step::AddReplica(node) => write!(f, "add a replica on {node}"),
-            Step::RemoveReplica(replica) => {
-                write!(f, "remove {} from {}", replica.id, replica.node)
-            }
-            Step::TransferLeader(node) => write!(f, "pass the lead to {node}"),
-            Step::Split(SplitPoint::Middle) => write!(f, "split in the middle"),
-            Step::Split(SplitPoint::Key(key)) => write!(f, "split at {}", key.escape_ascii()),
-        }
-    }
-}
 
 /// How far an operator has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,27 +36,7 @@ pub enum Progress {
     Stale,
 }
 
-/// What placement wants done with one shard.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Operator {
-    /// The shard.
-    pub shard: ShardId,
-    /// What for.
-    pub aim: Aim,
-    /// What.
-    pub action: Action,
-    /// Why, in words and numbers, for people.
-    pub reason: String,
-    /// The shard's epoch when it was planned.
-    pub epoch: Epoch,
-    /// The shard's voters when it was planned.
-    pub voters: Vec<Replica>,
-    /// What it copies.
-    pub bytes: u64,
-    /// When it is given up.
-    pub expires: Timestamp,
-}
-
+/// What placement thinks of an operator.
 impl Operator {
     /// What comes next for the shard as it is now.
     pub fn next(&self, shard: &ShardView) -> Progress {
@@ -224,7 +51,7 @@ impl Operator {
 
     /// Whether it is past its time. What of it has been done stays, and is looked at anew.
     pub fn has_expired(&self, now: Timestamp) -> bool {
-        now >= self.expires
+        now >= self.expires && !mutant::lives(Mutant::OperatorsForEver)
     }
 
     fn is_done(&self, shard: &ShardView) -> bool {
@@ -237,6 +64,10 @@ impl Operator {
                 shard.leading().is_some_and(|leading| leading.node == *to)
             }
             Action::Split { .. } => shard.descriptor.epoch.bounds > self.epoch.bounds,
+            // The bounds of what came of two are above those of both.
+            Action::Merge { epoch, .. } => {
+                shard.descriptor.epoch.bounds > self.epoch.bounds.max(epoch.bounds)
+            }
         }
     }
 
@@ -256,7 +87,7 @@ impl Operator {
                 shard.voter_on(*to).is_some()
                     && shard.leading().is_some_and(|leading| leading.node == *from)
             }
-            Action::Split { .. } => epoch == self.epoch,
+            Action::Split { .. } | Action::Merge { .. } => epoch == self.epoch,
         }
     }
 
@@ -264,6 +95,12 @@ impl Operator {
         match &self.action {
             Action::Add { to } => Step::AddReplica(*to),
             Action::Remove { replica } => Step::RemoveReplica(*replica),
+            Action::Move { from, .. }
+                if mutant::lives(Mutant::MoveRemovesFirst)
+                    && shard.descriptor.replicas.contains(from) =>
+            {
+                Step::RemoveReplica(*from)
+            }
             Action::Move { from, to } => match shard.voter_on(*to) {
                 None => Step::AddReplica(*to),
                 // The load goes where it was planned to go, and not to whoever is elected.
@@ -272,17 +109,11 @@ impl Operator {
             },
             Action::Transfer { to, .. } => Step::TransferLeader(*to),
             Action::Split { at } => Step::Split(at.clone()),
+            Action::Merge { right, epoch } => Step::Merge {
+                right: *right,
+                epoch: *epoch,
+            },
         }
-    }
-}
-
-impl fmt::Display for Operator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} ({}: {})",
-            self.shard, self.action, self.aim, self.reason
-        )
     }
 }
 
@@ -291,6 +122,10 @@ mod tests {
     use crate::types::KeyRange;
     use crate::types::ReplicaId;
     use crate::types::shard::ShardDescriptor;
+
+    use crate::types::ShardId;
+    use crate::types::operator::Aim;
+    use crate::types::operator::SplitPoint;
 
     use super::*;
 
@@ -401,6 +236,28 @@ mod tests {
         assert_eq!(split.next(&shard), Progress::Stale);
         shard.descriptor.epoch.bounds = 2;
         assert_eq!(split.next(&shard), Progress::Done);
+    }
+
+    #[test]
+    fn a_merge_is_for_one_epoch_and_done_when_the_bounds_are_above_those_of_both() {
+        let right = Epoch { conf: 4, bounds: 3 };
+        let merge = Action::Merge {
+            right: ShardId(2),
+            epoch: right,
+        };
+        let merge = operator(merge);
+        let three = [1, 2, 3];
+        let absorb = step(Step::Merge {
+            right: ShardId(2),
+            epoch: right,
+        });
+        assert_eq!(merge.next(&shard(1, &three, &[], 1)), absorb);
+        // It was split instead.
+        assert_eq!(merge.next(&shard(1, &three, &[], 2)), Progress::Stale);
+        assert_eq!(merge.next(&shard(1, &three, &[], 4)), Progress::Done);
+        let mut others = shard(1, &three, &[], 1);
+        others.descriptor.epoch.conf = 8;
+        assert_eq!(merge.next(&others), Progress::Stale);
     }
 
     #[test]

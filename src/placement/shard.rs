@@ -8,18 +8,12 @@ use crate::placement::policy::Policy;
 use crate::types::Key;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
+use crate::types::report::Load;
 use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
 
-/// What is asked of a shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Load {
-    /// Reads and writes a second.
-    pub operations: u64,
-    /// Bytes of keys and values in them, a second.
-    pub bytes: u64,
-}
-
+/// What placement makes of it.
 impl Load {
     /// What it costs whoever leads the shard, in operations a second.
     pub fn cost(&self, policy: &Policy) -> u64 {
@@ -49,8 +43,13 @@ pub struct ShardView {
     pub keys: u64,
     /// What is asked of it, as a mean over some seconds.
     pub load: Load,
+    /// The same as a mean over half a minute: what wavers is not evened out.
+    pub steady: Load,
     /// For how long its load has been enough to be split, without a break.
     pub busy_for: Duration,
+    /// For how long it has been so small and so cold that it may be merged, without a break and with the same
+    /// range.
+    pub quiet_for: Duration,
     /// Keys of operations drawn by chance, each operation as likely as any other; in no order.
     pub sample: Vec<Key>,
 }
@@ -68,9 +67,16 @@ impl ShardView {
             bytes: 0,
             keys: 0,
             load: Load::default(),
+            steady: Load::default(),
             busy_for: Duration::ZERO,
+            quiet_for: Duration::ZERO,
             sample: Vec::new(),
         }
+    }
+
+    /// Whether it is placement's own group.
+    pub fn is_placement(&self) -> bool {
+        self.descriptor.id == ShardId::PLACEMENT
     }
 
     /// The replicas that count in its quorum.
@@ -109,6 +115,11 @@ impl ShardView {
 
     /// Whether its load is enough to be split at this moment. Whoever makes views remembers since when.
     pub fn is_busy(&self, policy: &Policy) -> bool {
-        self.load.cost(policy) >= policy.split_operations
+        policy.is_busy(self.load)
+    }
+
+    /// Whether it is so small and so cold that it may be merged. Whoever makes views remembers since when.
+    pub fn is_quiet(&self, policy: &Policy) -> bool {
+        policy.is_quiet(self.bytes, self.load)
     }
 }

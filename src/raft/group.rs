@@ -39,11 +39,12 @@ use crate::raft::config::Raft;
 use crate::raft::config::TypeConfig;
 use crate::raft::introductions::Introductions;
 use crate::raft::log_store::LogStore;
+use crate::raft::neighbours::Neighbours;
 use crate::raft::network::Network;
+use crate::raft::pace::Pace;
 use crate::raft::state_machine::Fail;
 use crate::raft::state_machine::Flush;
 use crate::raft::state_machine::Hosted;
-use crate::raft::state_machine::Seeded;
 use crate::telemetry::metrics;
 use crate::types::GroupId;
 use crate::types::NodeId;
@@ -78,13 +79,15 @@ pub struct Opening {
     pub flush: Flush,
     /// Ends the process.
     pub fail: Fail,
-    /// Hears of replicas that the machine has written the first row of.
-    pub seeded: Seeded,
+    /// The other replicas on the node.
+    pub neighbours: Arc<dyn Neighbours>,
     /// The shard as the replica knows it, for nodes that do not have their replica yet; `None` where they
     /// have it from the start.
     pub introduction: Introduction,
     /// Whether the replica holds back from the lead from the start: [`Group::hold_back`].
     pub holds_back: bool,
+    /// How fast the node sends snapshots.
+    pub pace: Arc<Pace>,
     /// Settings.
     pub options: Options,
 }
@@ -152,7 +155,8 @@ pub(super) struct Inner {
     heard: Mutex<Instant>,
     /// Nothing more is applied here.
     ended: CancellationToken,
-    supervisor: Mutex<Option<JoinHandle<()>>>,
+    /// Kept until it was awaited.
+    supervisor: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Group {
@@ -168,8 +172,10 @@ impl Group {
             channel: opening.channel,
             outgoing: Arc::default(),
             introductions: Arc::new(Introductions::new(opening.introduction)),
+            pace: opening.pace,
         };
-        let hosted = Hosted::new(opening.machine, opening.flush, opening.fail, opening.seeded);
+        let (machine, neighbours) = (opening.machine, opening.neighbours);
+        let hosted = Hosted::new(machine, opening.flush, opening.fail, neighbours);
         let store = LogStore::new(opening.log, opening.committed);
         let elects = !opening.holds_back;
         let raft = start(opening.replica, &config, elects, &network, &store, &hosted).await?;
@@ -186,13 +192,10 @@ impl Group {
             holds_back: AtomicBool::new(opening.holds_back),
             heard: Mutex::new(Instant::now()),
             ended: CancellationToken::new(),
-            supervisor: Mutex::new(None),
+            supervisor: tokio::sync::Mutex::default(),
         });
         let supervisor = tasks::spawn(Arc::clone(&inner).supervise());
-        *inner
-            .supervisor
-            .lock()
-            .expect("nothing panics under this lock") = Some(supervisor);
+        *inner.supervisor.lock().await = Some(supervisor);
         Ok(Group { inner })
     }
 
@@ -327,7 +330,12 @@ impl Group {
 
     /// Removes a portion of what no reader may ask for any more; true when there may be more. Blocks.
     pub fn collect(&self) -> Result<bool, MachineError> {
-        self.inner.hosted.on_machine(|machine| machine.collect())
+        let hosted = &self.inner.hosted;
+        hosted.on_machine(|machine| match self.inner.ended.is_cancelled() {
+            // Its keys may be another replica's by now.
+            true => Ok(false),
+            false => machine.collect(),
+        })
     }
 
     /// Hands the leadership to the replica on `node`, or to the most up-to-date voter. Returns when it has
@@ -354,21 +362,32 @@ impl Group {
         };
         let asked_for = |voter: &ReplicaId| match node {
             Some(node) => membership.get_node(voter) == Some(&node),
-            None => is_alive(voter),
+            None => true,
         };
-        let candidates = voters.filter(asked_for);
+        let named: Vec<ReplicaId> = voters.filter(asked_for).collect();
+        // A leader that has asked one that is down leads nothing until another one is elected.
+        let candidates = named.iter().copied().filter(is_alive);
         let best = candidates.max_by_key(|voter| replication.get(voter).copied().flatten());
-        let Some(best) = best else {
-            let reason = match node {
-                Some(node) => format!("{node} has no other voter of {}", self.inner.group),
-                None => format!("{} has no other voter that answers", self.inner.group),
-            };
-            return Err(Error::invalid("to", reason));
-        };
+        let best = best.ok_or_else(|| self.no_successor(node, named.is_empty()))?;
         raft.trigger()
             .transfer_leader(best)
             .await
             .map_err(|fatal| self.inner.stopped(&fatal))
+    }
+
+    /// Who does not answer may do so in a moment; who is not there will not.
+    fn no_successor(&self, node: Option<NodeId>, is_unknown: bool) -> Error {
+        let group = self.inner.group;
+        match node {
+            Some(node) if is_unknown => {
+                Error::invalid("to", format!("{node} has no other voter of {group}"))
+            }
+            None if is_unknown => Error::invalid("to", format!("{group} has no other voter")),
+            Some(node) => {
+                Error::unavailable(node, format!("it does not answer the leader of {group}"))
+            }
+            None => Error::unavailable(group, "no other voter answers its leader"),
+        }
     }
 
     /// From now on the replica stands for no election and takes no lead that it is offered, for ever: what
@@ -456,17 +475,14 @@ impl Group {
 
     /// Stops the replica; its store stays. Queued log writes have ended when it returns.
     pub async fn stop(&self) {
-        let supervisor = self
-            .inner
-            .supervisor
-            .lock()
-            .expect("nothing panics under this lock")
-            .take();
-        if let Some(supervisor) = supervisor {
-            supervisor.abort();
+        let mut supervisor = self.inner.supervisor.lock().await;
+        if let Some(running) = supervisor.as_mut() {
+            running.abort();
             // It may be opening the group again at this moment; what it opens must be shut down too.
-            let _ = supervisor.await;
+            let _ = running.await;
         }
+        *supervisor = None;
+        drop(supervisor);
         let raft = self.inner.raft();
         if let Err(error) = raft.shutdown().await {
             warn!(group = %self.inner.group, %error, "the group's core did not end by itself");
@@ -480,6 +496,9 @@ impl Group {
         self.stop().await;
         self.inner.ended.cancel();
         self.inner.hosted.idle().await;
+        // A portion of collection that began before may be under way; none begins any more.
+        let hosted = Arc::clone(&self.inner.hosted);
+        tasks::offload(move || drop(hosted.machine())).await;
     }
 }
 

@@ -26,6 +26,7 @@ use crate::raft::convert;
 use crate::raft::group::Group;
 use crate::raft::group::Leadership;
 use crate::types::NodeId;
+use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::shard::Replica;
 
@@ -122,6 +123,20 @@ impl Group {
         )
     }
 
+    /// The replicas that are no voters, as this replica knows it.
+    pub fn learners(&self) -> Vec<ReplicaId> {
+        self.effective().membership().learner_ids().collect()
+    }
+
+    /// As [`Group::lag`], of every replica that was heard from.
+    pub fn lags(&self) -> Vec<(ReplicaId, u64)> {
+        let effective = self.effective();
+        let nodes = effective.membership().nodes();
+        nodes
+            .filter_map(|(id, _)| Some((*id, self.lag(*id)?)))
+            .collect()
+    }
+
     /// Whether a change of voters is half-way, as this replica knows it.
     pub fn is_joint(&self) -> bool {
         self.effective().membership().get_joint_config().len() > 1
@@ -163,6 +178,57 @@ impl Group {
         }
     }
 
+    /// A replica that lacks more than `lag` entries of the log or has not answered within the time given; `None`
+    /// when there is none.
+    ///
+    /// # Errors
+    /// `NotLeader` when this replica does not lead.
+    pub fn laggard(&self, lag: u64, within: Duration) -> Result<Option<ReplicaId>> {
+        let metrics = self.inner.raft().metrics().borrow_watched().clone();
+        let beats = metrics.heartbeat.ok_or_else(|| self.not_leading())?;
+        let answers = |id: &ReplicaId| {
+            let last = beats.get(id).cloned().flatten();
+            last.is_some_and(|at| at.elapsed() < within)
+        };
+        let membership = metrics.membership_config.membership();
+        let mut others = membership.nodes().map(|(id, _)| *id);
+        let is_late =
+            |id: &ReplicaId| !answers(id) || self.lag(*id).is_none_or(|lacks| lacks > lag);
+        Ok(others.find(|id| *id != self.replica() && is_late(id)))
+    }
+
+    /// Returns when every replica, learners too, has synced its log up to an entry that this one has applied.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// `NotLeader` as soon as this replica does not lead.
+    pub async fn everywhere(&self, position: Position) -> Result<()> {
+        let mut metrics = self.inner.raft().metrics();
+        loop {
+            let lacks = {
+                let seen = metrics.borrow_and_update();
+                let matched = seen.replication.as_ref();
+                let matched = matched.ok_or_else(|| self.not_leading())?;
+                let has = |id: &ReplicaId| {
+                    let matched = matched.get(id).cloned().flatten();
+                    matched.is_some_and(|matched| matched.index() >= position.index)
+                };
+                let membership = seen.membership_config.membership();
+                let mut others = membership.nodes().map(|(id, _)| *id);
+                others.any(|id| id != self.replica() && !has(&id))
+            };
+            if !lacks {
+                return Ok(());
+            }
+            if metrics.changed().await.is_err() {
+                return Err(Error::unavailable(
+                    self.id(),
+                    "its replica here is stopping",
+                ));
+            }
+        }
+    }
+
     pub(super) fn not_leading(&self) -> Error {
         let leader = match *self.leadership().borrow() {
             Leadership::Following { leader } => leader.map(|leader| leader.node),
@@ -187,9 +253,23 @@ impl Group {
             .change_membership_if(change, false, preconditions)
             .await
         {
-            Ok(_) => Ok(()),
+            Ok(changed) => {
+                self.await_seen(changed.log_id).await;
+                Ok(())
+            }
             Err(RaftError::Fatal(fatal)) => Err(self.inner.stopped(&fatal)),
             Err(RaftError::APIError(error)) => Err(self.change_error(error)),
+        }
+    }
+
+    /// Returns when whoever looks at the membership sees a change of it: the library answers a moment before.
+    async fn await_seen(&self, changed: LogId) {
+        let mut metrics = self.inner.raft().metrics();
+        while *metrics.borrow_and_update().membership_config.log_id() < Some(changed) {
+            // The group has stopped: nobody sees anything any more.
+            if metrics.changed().await.is_err() {
+                return;
+            }
         }
     }
 

@@ -41,10 +41,13 @@ mod inbound;
 mod introductions;
 mod log_store;
 mod members;
+mod neighbours;
+mod pace;
 mod network;
 mod reads;
 mod runtime;
 mod state_machine;
+mod still;
 #[cfg(test)]
 mod suite;
 
@@ -56,6 +59,9 @@ pub use group::Leadership;
 pub use group::Opening;
 pub use group::View;
 pub use members::Seen;
+pub use neighbours::Alone;
+pub use neighbours::Neighbours;
+pub use pace::Pace;
 pub use state_machine::Fail;
 pub use state_machine::Flush;
-pub use state_machine::Seeded;
+pub use still::Still;

@@ -43,6 +43,7 @@ use crate::raft::config::TypeConfig;
 use crate::raft::convert;
 use crate::raft::introductions::Introducer;
 use crate::raft::introductions::Introductions;
+use crate::raft::pace::Pace;
 use crate::raft::state_machine::SnapshotData;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::SnapshotWay;
@@ -68,6 +69,7 @@ pub(super) struct Network {
     pub(super) channel: Arc<dyn Channel>,
     pub(super) outgoing: Arc<Outgoing>,
     pub(super) introductions: Arc<Introductions>,
+    pub(super) pace: Arc<Pace>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -83,6 +85,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             route,
             service: self.channel.node(*node),
             outgoing: Arc::clone(&self.outgoing),
+            pace: Arc::clone(&self.pace),
             introducer: Introducer {
                 introductions: Arc::clone(&self.introductions),
                 service: self.channel.node(*node),
@@ -110,6 +113,7 @@ pub(super) struct Sender {
     route: Route,
     service: Arc<dyn Service>,
     outgoing: Arc<Outgoing>,
+    pace: Arc<Pace>,
     introducer: Introducer,
     /// Whether it carries heartbeats alone. The library sends them as a stream of one append, which
     /// must not travel with the entries.
@@ -283,7 +287,7 @@ impl RaftNetworkV2<TypeConfig> for Sender {
             membership: applied.membership,
         };
         let _held = self.outgoing.hold(header.position);
-        let sent = self.service.snapshot(header, chunks(source));
+        let sent = self.service.snapshot(header, chunks(source, &self.pace));
         let answer = tokio::select! {
             biased;
             closed = cancel => return Err(closed.into()),
@@ -399,13 +403,20 @@ impl Drop for HeldOutgoing {
     }
 }
 
-/// Reads a snapshot's chunks, each on a thread that may block, as fast as they are taken.
-fn chunks(source: Box<dyn SnapshotSource>) -> BoxStream<'static, Result<Bytes, Error>> {
-    stream::unfold(Some(source), |source| async move {
-        let mut source = source?;
+/// Reads a snapshot's chunks, each on a thread that may block, as fast as they are taken and the node may send.
+fn chunks(
+    source: Box<dyn SnapshotSource>,
+    pace: &Arc<Pace>,
+) -> BoxStream<'static, Result<Bytes, Error>> {
+    let pace = Arc::clone(pace);
+    stream::unfold(Some((source, pace)), |sending| async move {
+        let (mut source, pace) = sending?;
         let (next, source) = offload(move || (source.next(), source)).await;
         match next {
-            Ok(Some(chunk)) => Some((Ok(chunk), Some(source))),
+            Ok(Some(chunk)) => {
+                pace.pass(chunk.len()).await;
+                Some((Ok(chunk), Some((source, pace))))
+            }
             Ok(None) => None,
             Err(error) => Some((
                 Err(Error::Internal(format!("read a snapshot: {error}"))),

@@ -26,6 +26,7 @@ use crate::env::mutant::Mutant;
 use crate::env::tasks::offload;
 use crate::machine::Applied;
 use crate::machine::MachineError;
+use crate::machine::Need;
 use crate::machine::Received;
 use crate::machine::SnapshotReceiver;
 use crate::machine::SnapshotSource;
@@ -36,6 +37,7 @@ use crate::raft::config::SnapshotMeta;
 use crate::raft::config::StoredMembership;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
+use crate::raft::neighbours::Neighbours;
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::SnapshotWay;
 use crate::types::Position;
@@ -49,10 +51,6 @@ pub type Flush = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 /// Ends the process: the state machine of a replica panicked or failed. The library never looks at the
 /// task that applies, so nobody else would notice, and a machine that went wrong cannot be asked again.
 pub type Fail = Arc<dyn Fn(String) + Send + Sync>;
-
-/// Hears which replicas have got their first row from this node's machines. Called on a thread that may
-/// block, without any lock.
-pub type Seeded = Arc<dyn Fn(Vec<ReplicaId>) + Send + Sync>;
 
 /// Entries and bytes that are handed to the machine at once.
 const APPLY_ENTRIES_MAX: usize = 512;
@@ -68,7 +66,7 @@ pub(super) struct Hosted {
     checkpointed: Mutex<Applied>,
     flush: Flush,
     fail: Fail,
-    seeded: Seeded,
+    neighbours: Arc<dyn Neighbours>,
     /// Held by the one [`Applier`] that may touch the machine, and by what it has under way.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -78,7 +76,7 @@ impl Hosted {
         machine: Box<dyn StateMachine>,
         flush: Flush,
         fail: Fail,
-        seeded: Seeded,
+        neighbours: Arc<dyn Neighbours>,
     ) -> Arc<Hosted> {
         let applied = machine.applied();
         Arc::new(Hosted {
@@ -89,7 +87,7 @@ impl Hosted {
             machine: Mutex::new(machine),
             flush,
             fail,
-            seeded,
+            neighbours,
             turn: Arc::default(),
         })
     }
@@ -131,33 +129,43 @@ impl Hosted {
         let outcome = catch_unwind(AssertUnwindSafe(|| work(machine.as_mut())));
         let outcome = outcome
             .unwrap_or_else(|panic| Err(MachineError(format!("panic: {}", panic_text(&panic)))));
-        let seeded = match &outcome {
-            Ok(_) => machine.take_seeded(),
-            Err(error) => {
-                (self.fail)(error.to_string());
-                Vec::new()
-            }
-        };
+        if let Err(error) = &outcome {
+            (self.fail)(error.to_string());
+            return outcome;
+        }
+        let (seeded, ended) = (machine.take_seeded(), machine.take_ended());
         drop(machine);
         if !seeded.is_empty() {
-            (self.seeded)(seeded);
+            self.neighbours.seeded(seeded);
+        }
+        if !ended.is_empty() {
+            self.neighbours.ended(ended);
         }
         outcome
     }
 
     /// The library's face of the machine; waits until an earlier one has ended.
     pub(super) async fn applier(self: Arc<Self>, log: ReplicaLog) -> Applier {
-        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let turn = Arc::new(self.turn().await);
         Applier {
             hosted: self,
             log,
-            turn: Arc::new(turn),
+            turn,
         }
+    }
+
+    /// Waits until nothing has the machine's turn, and has it.
+    pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    pub(super) fn neighbours(&self) -> &dyn Neighbours {
+        self.neighbours.as_ref()
     }
 
     /// Returns when nothing has the machine's turn.
     pub(super) async fn idle(&self) {
-        drop(self.turn.lock().await);
+        drop(self.turn().await);
     }
 
     /// Takes a snapshot that has never left this process. Blocks.
@@ -234,13 +242,41 @@ impl Applier {
             return Ok(());
         };
         self.log.synced(last.index).await?;
+        while let Some(need) = self.apply_some(&mut portion).await? {
+            let brought = self.hosted.neighbours.bring(need).await;
+            brought.map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// What ends with a received state, but for what was stopped already.
+    fn displaced(&self, received: &Received, stopped: &[ReplicaId]) -> io::Result<Vec<ReplicaId>> {
+        let displaced = self.hosted.machine().displaces(received);
+        let mut displaced = displaced.map_err(io::Error::other)?;
+        displaced.retain(|replica| !stopped.contains(replica));
+        Ok(displaced)
+    }
+
+    /// Applies as much as can be applied; gives what the rest needs.
+    async fn apply_some(&self, portion: &mut Portion) -> io::Result<Option<Need>> {
         let entries = std::mem::take(&mut portion.entries);
-        let answers = self
-            .on_machine(move |machine| machine.apply(&entries))
-            .await?;
-        metrics::applied(portion.responders.len());
-        self.hosted.publish(Some(last));
-        portion.answer(answers)
+        let applied = self.on_machine(move |machine| {
+            let answers = machine.apply(&entries)?;
+            Ok((entries, answers, machine.take_need()))
+        });
+        let (mut entries, answers, need) = applied.await?;
+        if answers.len() != entries.len() && need.is_none() {
+            return Err(io::Error::other(
+                "the machine owes one answer for each entry",
+            ));
+        }
+        metrics::applied(answers.len());
+        portion.entries = entries.split_off(answers.len());
+        if let Some(last) = entries.last() {
+            self.hosted.publish(Some(last.position));
+        }
+        portion.answer(answers);
+        Ok(need)
     }
 }
 
@@ -264,18 +300,14 @@ impl Portion {
         self.entries.len() >= APPLY_ENTRIES_MAX || self.bytes >= APPLY_BYTES_MAX
     }
 
-    fn answer(self, answers: Vec<Bytes>) -> io::Result<()> {
-        if answers.len() != self.responders.len() {
-            return Err(io::Error::other(
-                "the machine owes one answer for each entry",
-            ));
-        }
-        for (responder, answer) in self.responders.into_iter().zip(answers) {
+    /// Of its first entries.
+    fn answer(&mut self, answers: Vec<Bytes>) {
+        let responders = self.responders.drain(..answers.len());
+        for (responder, answer) in responders.zip(answers) {
             if let Some(responder) = responder {
                 responder.send(answer);
             }
         }
-        Ok(())
     }
 }
 
@@ -338,6 +370,16 @@ impl RaftStateMachine<TypeConfig> for Applier {
         let applied = convert::to_applied(meta);
         self.hosted.leads_forward(applied.position)?;
         let durable = applied.clone();
+        let mut stopped = Vec::new();
+        loop {
+            // Another one may have got its first row while these were stopped.
+            let displaced = self.displaced(&received, &stopped)?;
+            if displaced.is_empty() {
+                break;
+            }
+            stopped.extend(&displaced);
+            self.hosted.neighbours.stop(displaced).await;
+        }
         self.on_machine(move |machine| machine.install(applied, received))
             .await?;
         // The library purges the log up to the snapshot when this returns: it must survive a power cut.

@@ -33,6 +33,7 @@ use crate::error::Result;
 use crate::machine::Applied;
 use crate::machine::Membership;
 use crate::mvcc::Seen;
+use crate::raft::Alone;
 use crate::raft::Group;
 use crate::raft::Leadership;
 use crate::raft::Opening;
@@ -115,7 +116,7 @@ impl StoreBuilder<TypeConfig, LogStore, Logged, Kept> for Builder {
             Box::new(machine(&engine, Applied::default())),
             flush(&engine),
             fail(),
-            Arc::new(|_| {}),
+            Arc::new(Alone),
         );
         let applier = hosted.applier(shadow.clone()).await;
         Ok((
@@ -363,9 +364,10 @@ async fn group_that(
         channel,
         flush: flush(engine),
         fail: fail(),
-        seeded: Arc::new(|_| {}),
+        neighbours: Arc::new(Alone),
         introduction: Arc::new(|| None),
         holds_back,
+        pace: Arc::default(),
         options: Options::default(),
     };
     (Group::open(opening).await.unwrap(), reader)

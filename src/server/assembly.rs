@@ -1,31 +1,44 @@
 //! Puts a node together: its stores, what runs beside them, and the handler that answers for them all. A
 //! process does it behind its doors ([`crate::server::start`]); a simulation does it without any.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::env::files::Files;
 use crate::env::tasks::TaskSet;
+use crate::env::tasks::offload;
 use crate::node::boot::Boot;
 use crate::node::boot::BootError;
 use crate::node::boot::Stores;
 use crate::node::changes::Changer;
+use crate::node::driver;
+use crate::node::driver::Driver;
 use crate::node::formation::Formed;
+use crate::node::keyspaces::Keyspaces;
 use crate::node::members::Members;
-use crate::node::orphans::Nodes;
+use crate::node::members::Nodes;
+use crate::node::merges::Merges;
 use crate::node::orphans::Orphans;
 use crate::node::placement::PlacementClient;
+use crate::node::pulse::Pulse;
+use crate::node::reporter::Reported;
 use crate::node::reporter::Reporter;
 use crate::node::router::Router;
 use crate::node::selfcheck;
 use crate::node::selfcheck::SelfCheck;
+use crate::node::stepper::Stepper;
+use crate::node::stepper::Worker;
 use crate::server::handler::Handler;
 use crate::server::host::Host;
 use crate::server::space::Space;
 use crate::server::space_driver;
 use crate::types::node::Identity;
 use crate::types::node::Member;
+use crate::types::node::Role;
 use crate::types::node::Room;
+use crate::types::rule::Labels;
 
 /// What a node is made of.
 pub struct Assembly {
@@ -43,6 +56,10 @@ pub struct Assembly {
     pub space: Space,
     /// How its replicas are compared with others.
     pub selfcheck: selfcheck::Options,
+    /// By which placement knows it.
+    pub labels: Labels,
+    /// What it is for.
+    pub role: Role,
 }
 
 impl Assembly {
@@ -57,11 +74,15 @@ impl Assembly {
             boot,
             space,
             selfcheck,
+            labels,
+            role,
         } = self;
+        let clock = boot.clock.clone();
         let channel = Arc::clone(&boot.channel);
         let of_placement = boot.layout.placement.iter();
         let of_placement = of_placement.map(|replica| replica.node).collect();
         let (files, directory) = (Arc::clone(&boot.files), boot.directory.clone());
+        let keyspaces = open_keyspaces(Arc::clone(&files), directory.clone()).await?;
         let space = Arc::new(space);
         let stores = boot.open(tasks).await?;
         space_driver::watch(
@@ -73,35 +94,70 @@ impl Assembly {
             tasks,
         );
         let registry = &stores.registry;
+        let known = Arc::clone(&members);
+        let nodes: Nodes =
+            Arc::new(move || known.list().into_iter().map(|member| member.id).collect());
+        let driver = Driver::new(clock);
         let placement = PlacementClient::new(
             identity,
             of_placement,
             Arc::clone(registry),
             Arc::clone(&channel),
+            (driver.clone(), Arc::clone(&nodes)),
         );
+        let driven = placement.clone();
+        tasks.spawn("placement's driver", |stop| {
+            driver::drive(driver, driven, stop)
+        });
         let router = Arc::new(Router::new(
             identity,
             Arc::clone(registry),
             Arc::clone(&members),
             Arc::clone(&channel),
         ));
-        let reporter = Reporter::new(
-            member.clone(),
-            Arc::clone(registry),
-            placement.clone(),
-            Arc::clone(&members),
-            Arc::clone(&router),
-        );
-        tasks.spawn("reporter", |stop| reporter.run(stop));
         let (changes, changer) = Changer::new(
             Arc::clone(registry),
             placement.clone(),
             Arc::clone(&channel),
         );
         tasks.spawn("changes of replicas", |stop| changer.run(stop));
-        let known = Arc::clone(&members);
-        let nodes: Nodes =
-            Arc::new(move || known.list().into_iter().map(|member| member.id).collect());
+        let merges = Merges::new(
+            identity.node,
+            Arc::clone(registry),
+            (stores.engine(), stores.checkpoints.as_flush()),
+            changes.clone(),
+            (Arc::clone(&channel), Arc::clone(&nodes)),
+        );
+        let settled = merges.clone();
+        tasks.spawn("what is left of merges", |stop| settled.run(stop));
+        let (steps, stepper) = Stepper::new(Worker {
+            me: identity.node,
+            registry: Arc::clone(registry),
+            placement: placement.clone(),
+            changes: changes.clone(),
+            merges: merges.clone(),
+            router: Arc::clone(&router),
+        });
+        tasks.spawn("steps of placement", |stop| stepper.run(stop));
+        let (disk, wal) = (Arc::clone(&space), stores.wal());
+        let reported = Reported {
+            own: member.clone(),
+            labels,
+            role,
+            disk: Box::new(move || disk.disk()),
+            pace: Arc::clone(&stores.pace),
+            syncs: Box::new(move || wal.syncs()),
+        };
+        let pulse = Pulse::new(identity.node, Arc::clone(registry), Arc::clone(&channel));
+        let reporter = Reporter::new(
+            (reported, pulse),
+            Arc::clone(registry),
+            placement.clone(),
+            (Arc::clone(&members), Arc::clone(&keyspaces)),
+            Arc::clone(&router),
+            steps,
+        );
+        tasks.spawn("reporter", |stop| reporter.run(stop));
         let (hints, orphans) = Orphans::new(
             identity.node,
             Arc::clone(registry),
@@ -132,9 +188,11 @@ impl Assembly {
             members,
             router,
             placement,
+            keyspaces,
             registry: Arc::clone(registry),
             keeper: stores.keeper.clone(),
             changes,
+            merges,
             hints,
             checks,
             channel,
@@ -143,4 +201,16 @@ impl Assembly {
         });
         Ok(stores)
     }
+}
+
+/// Opens the memory of the keyspaces.
+async fn open_keyspaces(
+    files: Arc<dyn Files>,
+    directory: PathBuf,
+) -> Result<Arc<Keyspaces>, BootError> {
+    let opened = offload(move || Keyspaces::open(files, &directory)).await;
+    opened.map(Arc::new).map_err(|error| BootError::Files {
+        what: "remember the keyspaces".to_owned(),
+        error,
+    })
 }

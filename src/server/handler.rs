@@ -36,6 +36,8 @@ use crate::node::formation_driver::FormationHandle;
 use crate::node::replica::Replica;
 use crate::raft::Leadership;
 use crate::server::host::Host;
+use crate::server::keyspace_driver;
+use crate::server::keyspace_driver::Terms;
 use crate::server::portion;
 use crate::server::space_driver::check_room;
 use crate::server::space_driver::while_there_is_room;
@@ -50,12 +52,14 @@ use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::log::Vote;
 use crate::types::node::Room;
+use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::BatchGet;
 use crate::wire::request::Call;
+use crate::wire::request::KeyRequest;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
 use crate::wire::request::Route;
@@ -157,17 +161,24 @@ fn kind(request: &Request) -> RequestKind {
         Request::Get(_) => RequestKind::Get,
         Request::BatchGet(_) => RequestKind::BatchGet,
         Request::Scan(_) => RequestKind::Scan,
-        Request::Write(write) => match &write.kind {
-            WriteKind::Keys { .. } => RequestKind::Write,
-            WriteKind::Range { .. } => RequestKind::DeleteRange,
+        Request::Write(write) => kind_of_write(write),
+        Request::Within(within) => match &within.request {
+            KeyRequest::Get(_) => RequestKind::Get,
+            KeyRequest::BatchGet(_) => RequestKind::BatchGet,
+            KeyRequest::Scan(_) => RequestKind::Scan,
+            KeyRequest::Write(write) => kind_of_write(write),
         },
         Request::Status(_)
         | Request::TransferLeader(_)
         | Request::SplitShard(_)
+        | Request::ListKeyspaces
         | Request::Form(_)
         | Request::Join(_)
         | Request::Placement(_)
         | Request::Report(_)
+        | Request::Overview(_)
+        | Request::Explain(_)
+        | Request::Arrange(_)
         | Request::Locate(_)
         | Request::Routes(_)
         | Request::CreateReplica(_)
@@ -175,7 +186,8 @@ fn kind(request: &Request) -> RequestKind {
         | Request::ReplicaLeft(_)
         | Request::AddReplica(_)
         | Request::RemoveReplica(_)
-        | Request::CheckReplica(..) => RequestKind::Control,
+        | Request::CheckReplica(..)
+        | Request::Merge(_) => RequestKind::Control,
         Request::ReadPosition(_)
         | Request::Vote(..)
         | Request::Append(..)
@@ -184,18 +196,39 @@ fn kind(request: &Request) -> RequestKind {
     }
 }
 
+fn kind_of_write(write: &Write) -> RequestKind {
+    match &write.kind {
+        WriteKind::Keys { .. } => RequestKind::Write,
+        WriteKind::Range { .. } => RequestKind::DeleteRange,
+    }
+}
+
+/// What is asked of keys as they are stored.
+pub(super) async fn serve_keys(
+    host: &Host,
+    request: Request,
+    until: Instant,
+    once: bool,
+) -> Result<Response> {
+    match request {
+        Request::BatchGet(get) => batch_get(host, get, until, once).await,
+        Request::Write(ref write) => persist_write(host, write.id, &request, until, once).await,
+        request => persist(once, until, || attempt(host, &request, until, once)).await,
+    }
+}
+
 async fn serve(host: &Host, call: Call) -> Result<Response> {
     let once = call.forwarded;
     let until = Instant::now() + call.deadline;
     let registry = &host.registry;
     match call.request {
-        Request::BatchGet(get) => batch_get(host, get, until, once).await,
-        Request::Get(_) | Request::Scan(_) | Request::SplitShard(_) => {
-            let request = &call.request;
-            persist(once, until, || attempt(host, request, until, once)).await
-        }
-        Request::Write(ref write) => {
-            persist_write(host, write.id, &call.request, until, once).await
+        Request::Get(_)
+        | Request::BatchGet(_)
+        | Request::Scan(_)
+        | Request::Write(_)
+        | Request::SplitShard(_) => serve_keys(host, call.request, until, once).await,
+        Request::Within(within) => {
+            keyspace_driver::serve(host, within, Terms { until, once }).await
         }
         Request::Status(query) => Ok(Response::Status(Box::new(host.status(query).await?))),
         Request::TransferLeader(transfer) => {
@@ -234,9 +267,43 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             .map(Response::Placement),
         Request::Report(report) => host
             .placement
-            .report_here(report)
+            .report_here(&report)
             .await
             .map(Response::Report),
+        Request::Overview(query) if once => host
+            .placement
+            .overview_here(query)
+            .await
+            .map(Response::Overview),
+        Request::Overview(query) => {
+            let overview = host.placement.overview(query, until).await?;
+            Ok(Response::Overview(overview))
+        }
+        Request::Explain(shard) if once => host
+            .placement
+            .explain_here(shard)
+            .await
+            .map(Response::Explain),
+        Request::Explain(shard) => {
+            let explained = host.placement.explain(shard, until).await?;
+            Ok(Response::Explain(explained))
+        }
+        Request::Arrange(arrangement) => {
+            match once {
+                true => host.placement.arrange_here(arrangement).await?,
+                false => keyspace_driver::arrange(host, arrangement, Terms { until, once }).await?,
+            }
+            Ok(Response::Arrange)
+        }
+        Request::ListKeyspaces if once => host
+            .placement
+            .keyspaces_here()
+            .await
+            .map(Response::Keyspaces),
+        Request::ListKeyspaces => {
+            let keyspaces = host.placement.keyspaces(until).await?;
+            Ok(Response::Keyspaces(keyspaces))
+        }
         Request::Join(join) => host.join(join, until).await.map(Response::Join),
         Request::Locate(key) => host.router.locate(&key).map(Response::Locate),
         Request::Routes(since) => {
@@ -272,6 +339,7 @@ async fn serve(host: &Host, call: Call) -> Result<Response> {
             let checked = host.checks.check(name, check).await?;
             Ok(Response::CheckReplica(checked))
         }
+        Request::Merge(request) => host.merges.answer(request).await.map(Response::Merge),
         Request::Form(_) => Err(Error::Internal(
             "forming is answered before this".to_string(),
         )),
@@ -288,7 +356,7 @@ async fn change_replicas(
 ) -> Result<ShardDescriptor> {
     let left = || until.saturating_duration_since(Instant::now());
     let changed = persist(once, until, async || {
-        let answer = match host.changes.change(shard, change).await {
+        let answer = match host.changes.change(shard.group(), change).await {
             Err(Error::NotLeader {
                 leader: Some(leader),
                 ..
@@ -382,6 +450,11 @@ async fn ask_replica(
         | Request::Join(_)
         | Request::Placement(_)
         | Request::Report(_)
+        | Request::Overview(_)
+        | Request::Explain(_)
+        | Request::Arrange(_)
+        | Request::ListKeyspaces
+        | Request::Within(_)
         | Request::Locate(_)
         | Request::Routes(_)
         | Request::CreateReplica(_)
@@ -389,9 +462,8 @@ async fn ask_replica(
         | Request::ReplicaLeft(_)
         | Request::AddReplica(_)
         | Request::RemoveReplica(_)
-        | Request::CheckReplica(..) => {
-            Err(Error::Internal("the request is for no shard".to_string()))
-        }
+        | Request::CheckReplica(..)
+        | Request::Merge(_) => Err(Error::Internal("the request is for no shard".to_string())),
     }
 }
 

@@ -16,7 +16,9 @@ use crate::node::changes::Changes;
 use crate::node::checks::Checks;
 use crate::node::formation::Formed;
 use crate::node::keeper::KeeperHandle;
+use crate::node::keyspaces::Keyspaces;
 use crate::node::members::Members;
+use crate::node::merges::Merges;
 use crate::node::orphans::Hints;
 use crate::node::placement::PlacementClient;
 use crate::node::registry::Registry;
@@ -74,12 +76,16 @@ pub struct Host {
     pub router: Arc<Router>,
     /// The way to placement.
     pub placement: PlacementClient,
+    /// The keyspaces that it has told of.
+    pub keyspaces: Arc<Keyspaces>,
     /// Its replicas.
     pub registry: Arc<Registry>,
     /// Who makes and destroys them.
     pub keeper: KeeperHandle,
     /// Who changes the replicas of the shards led from here.
     pub changes: Changes,
+    /// Who makes one shard of two.
+    pub merges: Merges,
     /// Who asks whether replicas here still belong to their groups.
     pub hints: Hints,
     /// Answers questions about the state of the replicas here.
@@ -289,9 +295,9 @@ impl Host {
     pub async fn create_replica(&self, create: CreateReplica) -> Result<Creation> {
         let (shard, replica) = (create.descriptor.id, create.replica);
         let creation = self.keeper.create(create).await?;
-        match self.registry.shard(shard) {
-            Ok(other) if creation == Creation::NotYet && other.group().replica() != replica => {
-                self.hints.may_have_left(other.group().replica());
+        match self.registry.group(shard.group()) {
+            Ok(other) if creation == Creation::NotYet && other.replica() != replica => {
+                self.hints.may_have_left(other.replica());
             }
             Ok(_) | Err(_) => {}
         }
@@ -301,13 +307,15 @@ impl Host {
     /// Whether a replica belongs to its shard, and the shard. Only a leader answers, after a round to a
     /// quorum: what it says may destroy the replica.
     pub async fn standing(&self, name: ReplicaName) -> Result<(Standing, ShardDescriptor)> {
-        let replica = self.registry.shard(name.shard)?;
-        let group = replica.group();
+        let group = match self.registry.group(name.shard.group()) {
+            Ok(group) => group,
+            Err(error) => return self.absorber(name.shard).await.unwrap_or(Err(error)),
+        };
         if !mutant::lives(Mutant::StrangerByOldLeader) {
-            let position = replica.read_position().await?;
+            let position = self.read_position(group.id()).await?;
             group.wait_applied(position).await?;
         }
-        let shard = replica.reader().descriptor();
+        let shard = self.registry.descriptor(group.id())?;
         let is_member = group.membership().nodes.contains_key(&name.replica)
             || shard.replicas.iter().any(|known| known.id == name.replica);
         // Looked at behind the membership: a change that ended between the two still counts.
@@ -317,6 +325,19 @@ impl Host {
             false => Standing::Stranger,
         };
         Ok((standing, shard))
+    }
+
+    /// The shard here that has absorbed another one, if it is led from here.
+    async fn absorber(&self, shard: ShardId) -> Option<Result<(Standing, ShardDescriptor)>> {
+        let absorber = self.registry.absorbers(shard).into_iter().next()?;
+        let confirmed = async {
+            let position = absorber.read_position().await?;
+            absorber.group().wait_applied(position).await?;
+            let absorbed = absorber.reader().row().merge.absorbed.clone();
+            let standing = Standing::Absorbed(absorbed);
+            Ok((standing, absorber.reader().descriptor()))
+        };
+        Some(confirmed.await)
     }
 
     /// What the node says about itself.

@@ -8,6 +8,8 @@ pub mod space;
 mod space_driver;
 pub mod host;
 mod portion;
+mod keyspace;
+mod keyspace_driver;
 pub mod handler;
 pub mod assembly;
 
@@ -62,6 +64,7 @@ use crate::server::grpc::Doors;
 use crate::server::grpc::Stop;
 use crate::server::handler::Handler;
 use crate::server::http::Check;
+use crate::server::http::console;
 use crate::server::options::OptionError;
 use crate::server::options::Options;
 use crate::server::space::Space;
@@ -247,6 +250,8 @@ pub async fn start(options: Options, machine: Machine) -> Result<Running, StartE
             interval: options.self_check_interval,
             scrub_bytes_per_s: options.scrub_bytes_per_second.0,
         },
+        labels: options.labels.0.clone(),
+        role: options.role,
     };
     let stores = assembly.open(&handler, &mut tasks).await?;
     let told = (&ready, &draining);
@@ -479,8 +484,16 @@ fn open_probes(
 ) {
     let (asked, draining) = (handler.clone(), draining.clone());
     let checks = Arc::new(move || readiness(&asked, &draining));
+    let named = handler.clone();
+    let console = console::Source {
+        service: Arc::new(handler.clone()),
+        identity: Arc::new(move || {
+            let identity = named.host().ok()?.identity;
+            Some((identity.cluster, identity.node))
+        }),
+    };
     doors.spawn("http", |stop| async move {
-        http::serve(listener, checks, stop.cancelled_owned()).await?;
+        http::serve(listener, checks, console, stop.cancelled_owned()).await?;
         Ok(())
     });
 }

@@ -16,6 +16,9 @@ use serde::Serializer;
 use serde::de::Error as _;
 
 use crate::node::formation::Listed;
+use crate::types::node::Role;
+use crate::types::rule::Label;
+use crate::types::rule::Labels;
 
 /// Everything a node can be told. `Default` is what a node alone on its machine runs with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,13 @@ pub struct Options {
     pub initial_cluster_token: String,
     /// Node addresses of an existing cluster to join, `host:port,..`. Default empty.
     pub join: Addresses,
+    /// What is known of the node: `zone=a,disk=ssd`. Rules go by it, and replicas are spread over zones. May
+    /// change with each start. Default empty.
+    pub labels: LabelList,
+    /// What the node is for: `both`, `data` (shards alone) or `placement` (placement's group alone). May change
+    /// with each start; replicas then move. Default `both`.
+    #[serde(with = "as_role")]
+    pub role: Role,
     /// Where clients are served. Default `127.0.0.1:7400`.
     pub listen_client: SocketAddr,
     /// Where the other nodes are served. Default `127.0.0.1:7401`.
@@ -97,6 +107,8 @@ impl Default for Options {
             initial_cluster: InitialCluster::default(),
             initial_cluster_token: "quorate".into(),
             join: Addresses::default(),
+            labels: LabelList::default(),
+            role: Role::Both,
             listen_client: loopback(7400),
             listen_node: loopback(7401),
             listen_http: loopback(7402),
@@ -420,6 +432,32 @@ impl fmt::Display for Addresses {
     }
 }
 
+/// What is known of a node: `zone=a,disk=ssd`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LabelList(pub Labels);
+
+impl FromStr for LabelList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LabelList, String> {
+        let mut labels = Labels::new();
+        for part in non_empty_parts(text) {
+            let label: Label = part.parse()?;
+            if labels.insert(label.name.clone(), label.value).is_some() {
+                return Err(format!("{} is given twice", label.name));
+            }
+        }
+        Ok(LabelList(labels))
+    }
+}
+
+impl fmt::Display for LabelList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels = self.0.iter().map(|(name, value)| format!("{name}={value}"));
+        f.write_str(&labels.collect::<Vec<_>>().join(","))
+    }
+}
+
 fn non_empty_parts(text: &str) -> impl Iterator<Item = &str> {
     text.split(',')
         .map(str::trim)
@@ -517,6 +555,7 @@ macro_rules! as_text {
 
 as_text!(InitialCluster);
 as_text!(Addresses);
+as_text!(LabelList);
 
 impl Serialize for Bytes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -541,6 +580,27 @@ impl<'de> Deserialize<'de> for Bytes {
 
 fn human(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
+}
+
+/// As people write it; where it is stored it is a number.
+mod as_role {
+    use serde::Deserialize;
+    use serde::Deserializer;
+    use serde::Serializer;
+    use serde::de::Error as _;
+
+    use crate::types::node::Role;
+
+    pub(super) fn serialize<S: Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(role)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Role, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
 }
 
 mod human_duration {

@@ -41,6 +41,7 @@ const FULL_SHARE: u64 = 4;
 #[derive(Debug)]
 pub struct Space {
     free_bytes: AtomicU64,
+    capacity_bytes: AtomicU64,
     reserve_bytes: u64,
     others_lack: AtomicBool,
 }
@@ -50,6 +51,7 @@ impl Space {
     pub fn new(reserve_bytes: u64) -> Space {
         Space {
             free_bytes: AtomicU64::new(u64::MAX),
+            capacity_bytes: AtomicU64::new(0),
             reserve_bytes,
             others_lack: AtomicBool::new(false),
         }
@@ -64,6 +66,20 @@ impl Space {
     pub fn found(&self, free_bytes: u64, set_aside_bytes: u64) {
         let room = free_bytes.saturating_add(set_aside_bytes);
         self.free_bytes.store(room, Ordering::Relaxed);
+    }
+
+    /// The size of the disk.
+    pub fn found_capacity(&self, capacity_bytes: u64) {
+        self.capacity_bytes.store(capacity_bytes, Ordering::Relaxed);
+    }
+
+    /// The size of the disk as last found, and what is used of it; 0 before the first look.
+    pub fn disk(&self) -> (u64, u64) {
+        let capacity_bytes = self.capacity_bytes.load(Ordering::Relaxed);
+        (
+            capacity_bytes,
+            capacity_bytes.saturating_sub(self.free_bytes()),
+        )
     }
 
     /// What was last found free, with what is set aside.

@@ -61,10 +61,12 @@ pub(super) fn watch(
             let files = Arc::clone(&files);
             let look = move || {
                 let set_aside = engine.set_aside(wanted);
-                files.free_bytes(&looked).map(|free| (free, set_aside))
+                let free = files.free_bytes(&looked)?;
+                std::io::Result::Ok((free, set_aside, files.capacity_bytes(&looked)?))
             };
-            let (free, set_aside) = offload(look).await?;
+            let (free, set_aside, capacity) = offload(look).await?;
             space.found(free, set_aside);
+            space.found_capacity(capacity);
             metrics::free_space(space.free_bytes());
             let others = members.list().into_iter().map(|member| member.id);
             let others: Vec<_> = others.filter(|node| *node != here).collect();

@@ -11,7 +11,6 @@
 //! of an older request is refused as too late to know, so no delay lets a write happen twice.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -33,6 +32,7 @@ use crate::mvcc::Seen;
 use crate::mvcc::read;
 use crate::mvcc::version::Header;
 use crate::mvcc::write::Current;
+use crate::shard::apply_merge::AbsorbedHere;
 use crate::shard::chain;
 use crate::shard::chain::Marks;
 use crate::shard::command::Answer;
@@ -40,6 +40,8 @@ use crate::shard::command::Body;
 use crate::shard::command::Command;
 use crate::shard::command::Split;
 use crate::shard::command::SplitOutcome;
+use crate::shard::merge_command::MergeOutcome;
+use crate::shard::row::Part;
 use crate::shard::row::Piece;
 use crate::shard::row::Row;
 use crate::shard::slots;
@@ -60,6 +62,7 @@ use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
 use crate::types::shard::Link;
+use crate::types::shard::Size;
 
 const OUTCOME_FORMAT: u8 = 1;
 
@@ -67,17 +70,35 @@ const OUTCOME_FORMAT: u8 = 1;
 /// entry is one batch, and a batch holds the engine's lock.
 const DELETE_RANGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// Ids of replicas that have ended on this node: none of them is ever seeded again.
-pub type Gone = Arc<dyn Fn(ReplicaId) -> bool + Send + Sync>;
+/// What a machine must know of the other replicas on its node.
+pub trait Others: Send + Sync {
+    /// Whether a replica has ended here: then it is never seeded again.
+    fn has_ended(&self, replica: ReplicaId) -> bool;
+
+    /// Whether nobody goes on with a replica here any more.
+    fn stands_still(&self, replica: ReplicaId) -> bool;
+}
+
+/// Says which have ended. All others stand still: nobody but the machine that asks does anything.
+impl<F: Fn(ReplicaId) -> bool + Send + Sync> Others for F {
+    fn has_ended(&self, replica: ReplicaId) -> bool {
+        self(replica)
+    }
+
+    fn stands_still(&self, _replica: ReplicaId) -> bool {
+        true
+    }
+}
 
 /// Entries being applied: the row and the changes so far, none of them written yet.
 pub(crate) struct Applying<'e> {
-    replica: ReplicaId,
-    gone: &'e Gone,
-    row: Row,
-    overlay: Overlay<'e>,
+    pub(super) replica: ReplicaId,
+    pub(super) others: &'e dyn Others,
+    pub(super) row: Row,
+    pub(super) overlay: Overlay<'e>,
     links: Vec<Link>,
     split: Option<SplitHere>,
+    pub(super) absorbed: Option<AbsorbedHere>,
 }
 
 /// What the changes go with.
@@ -90,6 +111,8 @@ pub(crate) struct Changes {
     pub(crate) links: Vec<Link>,
     /// The split at the end of the changes.
     pub(crate) split: Option<SplitHere>,
+    /// The merge at the end of the changes.
+    pub(super) absorbed: Option<AbsorbedHere>,
 }
 
 /// What became of a split's right half on this node.
@@ -104,17 +127,18 @@ pub(crate) struct SplitHere {
 impl<'e> Applying<'e> {
     pub(crate) fn new(
         engine: &'e dyn Engine,
-        gone: &'e Gone,
+        others: &'e dyn Others,
         replica: ReplicaId,
         row: Row,
     ) -> Applying<'e> {
         Applying {
             replica,
-            gone,
+            others,
             row,
             overlay: Overlay::counting(engine, chain::counted),
             links: Vec::new(),
             split: None,
+            absorbed: None,
         }
     }
 
@@ -123,10 +147,11 @@ impl<'e> Applying<'e> {
         self.overlay.bytes()
     }
 
-    /// Whether the last entry was a split, which must be the last of its batch: the child's row appears
-    /// with exactly the position that it was born at.
-    pub(crate) fn has_split(&self) -> bool {
-        self.split.is_some()
+    /// Whether the last entry was a split or has made one shard of two: it must be the last of its batch. A
+    /// child's row appears with exactly the position that it was born at; and what becomes of the other replica
+    /// is told before anything else is applied.
+    pub(crate) fn ends_batch(&self) -> bool {
+        self.split.is_some() || self.absorbed.is_some()
     }
 
     /// The changes and the row as of the last entry, in one batch.
@@ -138,10 +163,11 @@ impl<'e> Applying<'e> {
             row: self.row.clone(),
             links: std::mem::take(&mut self.links),
             split: self.split.take(),
+            absorbed: self.absorbed.take(),
         }
     }
 
-    /// Applies the next entry.
+    /// Applies the next entry, which [needs](Applying::need) nothing.
     pub(crate) fn entry(&mut self, entry: &LogEntry) -> Result<Bytes, MachineError> {
         self.follow(entry.position)?;
         let answer = self.payload(entry)?;
@@ -160,6 +186,11 @@ impl<'e> Applying<'e> {
             let chain = self.row.chain;
             self.links.push(Link { position, chain });
         }
+        if let Part::Right(frozen) = &mut self.row.merge.part
+            && frozen.position == position
+        {
+            frozen.chain = self.row.chain;
+        }
     }
 
     fn payload(&mut self, entry: &LogEntry) -> Result<Bytes, MachineError> {
@@ -172,6 +203,7 @@ impl<'e> Applying<'e> {
                 self.row.descriptor.epoch.conf += 1;
                 self.row.applied.membership = membership.clone();
                 self.row.applied.membership_position = Some(entry.position);
+                self.cancel_for_membership();
                 Ok(Bytes::new())
             }
             Payload::Command(bytes) => {
@@ -194,8 +226,14 @@ impl<'e> Applying<'e> {
     }
 
     fn command(&mut self, command: &Command, term: u64) -> Result<Answer, MachineError> {
+        if let Some(answer) = self.answer_of_frozen(&command.body) {
+            return Ok(answer);
+        }
         let header = command.header;
-        let is_stale = !self.take_stamps(command, term);
+        let is_stale = self.is_stale(command, term);
+        if !is_stale {
+            self.take_stamps(command, term);
+        }
         match &command.body {
             Body::Writes(writes) if is_stale => Ok(all(writes, WriteOutcome::StaleStamp)),
             Body::Writes(writes) if header.epoch.bounds != self.row.descriptor.epoch.bounds => {
@@ -210,28 +248,34 @@ impl<'e> Applying<'e> {
             }
             Body::Split(_) if is_stale => Ok(Answer::Split(SplitOutcome::StaleStamp)),
             Body::Split(split) => self.split(split, header.epoch).map(Answer::Split),
+            Body::Merge(_) if is_stale => Ok(Answer::Merge(MergeOutcome::StaleStamp)),
+            Body::Merge(step) => self.merge(step, header).map(Answer::Merge),
         }
     }
 
-    /// Moves the stamps of the shard to the end of the command's; false when they are not above what was
-    /// stamped or closed before.
-    fn take_stamps(&mut self, command: &Command, term: u64) -> bool {
+    /// Whether the command's stamps are not above what was stamped or closed before.
+    pub(super) fn is_stale(&self, command: &Command, term: u64) -> bool {
         let header = command.header;
         let stamped_by_later_leader = term > self.row.ceiling_term;
         // What a leader has closed, within the ceiling, a later one must not write.
         let falls = header.stamp <= self.row.last_stamp && !mutant::lives(Mutant::StampsMayFall);
         let is_closed = header.stamp <= self.row.ceiling && !mutant::lives(Mutant::CeilingNotKept);
-        if falls || (stamped_by_later_leader && is_closed) {
-            return false;
-        }
+        falls || (stamped_by_later_leader && is_closed)
+    }
+
+    /// Moves the stamps of the shard to the end of the command's.
+    fn take_stamps(&mut self, command: &Command, term: u64) {
+        let header = command.header;
         self.row.last_stamp = header.stamp.plus(command.body.stamps() - 1);
         self.row.ceiling = self.row.ceiling.max(header.ceiling);
         self.row.ceiling_term = term;
         self.row.raise_floors(header.stamp);
-        true
     }
 
     fn split(&mut self, split: &Split, planned_at: Epoch) -> Result<SplitOutcome, MachineError> {
+        if self.row.merge.part != Part::Alone && !mutant::lives(Mutant::SplitWhileMerging) {
+            return Ok(SplitOutcome::Merging);
+        }
         let membership = Membership::decode(&self.row.applied.membership)?;
         let halves = split::halves(&self.row, &membership, self.replica, split, planned_at);
         let halves = match halves {
@@ -263,9 +307,9 @@ impl<'e> Applying<'e> {
             seeded: None,
             given_up: right.pieces.clone(),
         };
-        let Some(child) =
-            child.filter(|child| !(self.gone)(*child) || mutant::lives(Mutant::GoneSeededAgain))
-        else {
+        let Some(child) = child.filter(|child| {
+            !self.others.has_ended(*child) || mutant::lives(Mutant::GoneSeededAgain)
+        }) else {
             return Ok(nobodys());
         };
         let place = layout::row(child);
@@ -387,11 +431,14 @@ impl<'e> Applying<'e> {
             };
             let removed = match operation {
                 Operation::Put { value, .. } => {
+                    let size = Size::of(key, value.len() as u64);
+                    self.row.size = self.row.size.without(current.size()?).with(size);
                     current.put(&mut self.overlay, author, value);
                     0
                 }
                 Operation::Delete { .. } if current.version() == Timestamp::ZERO => continue,
                 Operation::Delete { .. } => {
+                    self.row.size = self.row.size.without(current.size()?);
                     current.delete(&mut self.overlay, author);
                     1
                 }
@@ -444,7 +491,9 @@ impl<'e> Applying<'e> {
         });
         let deleted = u32::try_from(found.len()).unwrap_or(u32::MAX);
         for (slot, key, place, record) in found {
-            Current::found(slot, &key, place, record)?.delete(&mut self.overlay, author);
+            let current = Current::found(slot, &key, place, record)?;
+            self.row.size = self.row.size.without(current.size()?);
+            current.delete(&mut self.overlay, author);
         }
         let version = if deleted == 0 { Timestamp::ZERO } else { stamp };
         let outcome = WriteOutcome::Done {
@@ -605,7 +654,7 @@ pub(crate) fn decode_outcome(record: &[u8]) -> Result<(Timestamp, WriteOutcome),
     Ok(value::decode("a stored outcome", OUTCOME_FORMAT, record)?)
 }
 
-fn all(writes: &[Write], outcome: WriteOutcome) -> Answer {
+pub(super) fn all(writes: &[Write], outcome: WriteOutcome) -> Answer {
     Answer::Writes(vec![outcome; writes.len()])
 }
 

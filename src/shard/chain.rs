@@ -12,7 +12,7 @@
 //! ([`crate::shard::portion`]).
 //!
 //! A snapshot carries the number in its row. A shard that is split off begins with one that is derived from
-//! the shard's it was split from.
+//! the shard's it was split from; one that absorbs its neighbour goes on with one that is derived from both.
 //!
 //! The hash is for accidents, not for enemies: an entry that did something else is missed once in 2^32.
 
@@ -49,6 +49,12 @@ pub(crate) fn after(before: Chain, position: Position, parts: &[&[u8]]) -> Chain
 /// What the shard with this id begins with that is split off there.
 pub(crate) fn of_child(parent: Chain, child: ShardId) -> Chain {
     Chain(mixed(parent.0 ^ mixed(child.0)))
+}
+
+/// What a shard goes on with that has absorbed its right neighbour. Whoever has parted ways in either goes on to
+/// differ.
+pub(crate) fn of_merged(left: Chain, right: Chain) -> Chain {
+    Chain(mixed(left.0 ^ mixed(!right.0)))
 }
 
 /// Every number has one that only it gives (the last step of SplitMix64), so that chains which differ go on
@@ -140,6 +146,14 @@ mod tests {
             of_child(Chain(7), ShardId(1)),
             of_child(Chain(7), ShardId(2))
         );
+    }
+
+    #[test]
+    fn a_merged_chain_depends_on_both_and_on_which_is_left() {
+        let merged = |left, right| of_merged(Chain(left), Chain(right));
+        assert_ne!(merged(1, 2), merged(1, 3));
+        assert_ne!(merged(1, 2), merged(3, 2));
+        assert_ne!(merged(1, 2), merged(2, 1));
     }
 
     #[test]

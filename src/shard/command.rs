@@ -8,6 +8,8 @@ use bytes::Bytes;
 use crate::codec::value;
 use crate::codec::value::ValueError;
 use crate::machine::MachineError;
+use crate::shard::merge_command::MergeOutcome;
+use crate::shard::merge_command::MergeStep;
 use crate::types::Key;
 use crate::types::ShardId;
 use crate::types::Timestamp;
@@ -16,6 +18,7 @@ use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
 use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
+use crate::types::shard::Size;
 
 /// The numbers of the kinds of commands. A number is never given to another kind; most are reserved
 /// for what is designed and not built yet.
@@ -34,15 +37,15 @@ pub mod kind {
     pub const RAISE_CEILING: u8 = 6;
     /// Splits the shard.
     pub const SPLIT: u8 = 7;
-    /// Reserved, merge: the left shard begins.
+    /// Merge: the left shard begins.
     pub const PREPARE_MERGE: u8 = 8;
-    /// Reserved, merge: the right shard stops.
+    /// Merge: the right shard stops.
     pub const FREEZE: u8 = 9;
-    /// Reserved, merge: the left shard takes the right one's keys.
+    /// Merge: the left shard takes the right one's keys.
     pub const ABSORB: u8 = 10;
-    /// Reserved, merge: the left shard gives up.
+    /// Merge: the left shard gives up.
     pub const CANCEL: u8 = 11;
-    /// Reserved, merge: the right shard goes on alone.
+    /// Merge: the right shard goes on alone.
     pub const UNFREEZE: u8 = 12;
     /// Reserved: changes how long outcomes and history are kept.
     pub const RETENTION: u8 = 13;
@@ -55,12 +58,12 @@ const ANSWER_FORMAT: u8 = 1;
 /// What every command says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Header {
-    /// The stamp of the first write; the leader has reserved one for each, and one for a split. Rises
-    /// along the log.
+    /// The stamp of the first write; the leader has reserved one for each, and one for a split or a step of a
+    /// merge. Rises along the log.
     pub stamp: Timestamp,
     /// The leader closes no timestamp above it. `ZERO` leaves the ceiling where it is.
     pub ceiling: Timestamp,
-    /// The shard's epoch that the leader checked the writes against, or that the split was planned at.
+    /// The shard's epoch that the leader checked the writes against, or that the split or merge was planned at.
     pub epoch: Epoch,
 }
 
@@ -80,6 +83,8 @@ pub enum Body {
     Writes(Vec<Write>),
     /// Splits the shard in two.
     Split(Split),
+    /// A step of a merge with a neighbour.
+    Merge(MergeStep),
 }
 
 /// Where a shard is split, and what its right half becomes.
@@ -89,6 +94,8 @@ pub struct Split {
     pub at: Key,
     /// The id of the right half, never used before.
     pub child: ShardId,
+    /// How much there is left of the key, as counted when the split was planned.
+    pub left: Size,
     /// The right half's replicas, one on each node that has one of the shard; ids never used before.
     pub replicas: Vec<Replica>,
 }
@@ -104,6 +111,11 @@ impl Body {
         match self {
             Body::Writes(_) => kind::WRITE,
             Body::Split(_) => kind::SPLIT,
+            Body::Merge(MergeStep::Prepare(_)) => kind::PREPARE_MERGE,
+            Body::Merge(MergeStep::Freeze(_)) => kind::FREEZE,
+            Body::Merge(MergeStep::Absorb(_)) => kind::ABSORB,
+            Body::Merge(MergeStep::Cancel(_)) => kind::CANCEL,
+            Body::Merge(MergeStep::Unfreeze(_)) => kind::UNFREEZE,
         }
     }
 
@@ -111,7 +123,7 @@ impl Body {
     pub fn stamps(&self) -> u64 {
         match self {
             Body::Writes(writes) => (writes.len() as u64).max(1),
-            Body::Split(_) => 1,
+            Body::Split(_) | Body::Merge(_) => 1,
         }
     }
 }
@@ -132,8 +144,19 @@ impl Command {
         match &self.body {
             Body::Writes(writes) => value::append(&mut out, writes),
             Body::Split(split) => value::append(&mut out, split),
+            Body::Merge(MergeStep::Prepare(prepare)) => value::append(&mut out, prepare),
+            Body::Merge(MergeStep::Absorb(absorb)) => value::append(&mut out, absorb),
+            Body::Merge(MergeStep::Unfreeze(unfreeze)) => value::append(&mut out, unfreeze),
+            Body::Merge(MergeStep::Freeze(attempt) | MergeStep::Cancel(attempt)) => {
+                value::append(&mut out, attempt);
+            }
         }
         out.into()
+    }
+
+    /// Whether these bytes may say that a shard absorbs its neighbour: told without reading them all.
+    pub(crate) fn may_absorb(bytes: &[u8]) -> bool {
+        bytes.get(1) == Some(&kind::ABSORB)
     }
 
     /// Reads an entry. An error is the same on every replica, and stops each: an older program cannot
@@ -147,6 +170,10 @@ impl Command {
                 Body::Writes(value::decode_fields("the writes of a command", body)?)
             }
             (FORMAT, kind::SPLIT) => Body::Split(value::decode_fields("a split", body)?),
+            (FORMAT, kind) => match decode_step(kind, body)? {
+                Some(step) => Body::Merge(step),
+                None => return Err(of_newer_program(FORMAT, kind)),
+            },
             (format, kind) => return Err(of_newer_program(format, kind)),
         };
         let number = |at: usize| {
@@ -166,12 +193,26 @@ impl Command {
     }
 }
 
+/// `None`: the kind is none of a step of a merge.
+fn decode_step(kind: u8, body: &[u8]) -> Result<Option<MergeStep>, ValueError> {
+    let step = match kind {
+        kind::PREPARE_MERGE => MergeStep::Prepare(value::decode_fields("a prepared merge", body)?),
+        kind::FREEZE => MergeStep::Freeze(value::decode_fields("a freeze", body)?),
+        kind::ABSORB => MergeStep::Absorb(value::decode_fields("an absorption", body)?),
+        kind::CANCEL => MergeStep::Cancel(value::decode_fields("a cancelled merge", body)?),
+        kind::UNFREEZE => MergeStep::Unfreeze(value::decode_fields("the end of a freeze", body)?),
+        _ => return Ok(None),
+    };
+    Ok(Some(step))
+}
+
 fn of_newer_program(format: u8, kind: u8) -> MachineError {
     MachineError(format!(
         "a command of format {format} and kind {kind} is of a newer program version; this one knows \
-         format {FORMAT}, kinds {} and {}: upgrade this node",
+         format {FORMAT}, kinds {}, and {} to {}: upgrade this node",
         kind::WRITE,
-        kind::SPLIT
+        kind::SPLIT,
+        kind::UNFREEZE
     ))
 }
 
@@ -182,6 +223,8 @@ pub enum Answer {
     Writes(Vec<WriteOutcome>),
     /// How the split ended.
     Split(SplitOutcome),
+    /// How the step of a merge ended.
+    Merge(MergeOutcome),
 }
 
 /// How a split ended.
@@ -208,6 +251,8 @@ pub enum SplitOutcome {
     },
     /// The stamp was not above the shard's last one. Nothing was done: propose it again.
     StaleStamp,
+    /// The shard has a part in a merge. Nothing was done: wait until that has ended.
+    Merging,
 }
 
 impl Answer {
@@ -226,11 +271,17 @@ impl Answer {
 mod tests {
     use crate::types::KeyRange;
     use crate::types::NodeId;
+    use crate::types::Position;
     use crate::types::ReplicaId;
     use crate::types::RequestId;
     use crate::types::request::Condition;
     use crate::types::request::Operation;
     use crate::types::request::WriteKind;
+    use crate::types::shard::Attempt;
+
+    use crate::shard::merge_command::Absorb;
+    use crate::shard::merge_command::Prepare;
+    use crate::shard::merge_command::Unfreeze;
 
     use super::*;
 
@@ -261,12 +312,36 @@ mod tests {
             body: Body::Split(Split {
                 at: Key::from_static(b"m"),
                 child: ShardId(5),
+                left: Size { keys: 8, bytes: 9 },
                 replicas: vec![Replica {
                     id: ReplicaId(6),
                     node: NodeId(7),
                 }],
             }),
             ..command()
+        }
+    }
+
+    fn attempt() -> Attempt {
+        Attempt {
+            bounds: 4,
+            prepared: Position { term: 5, index: 6 },
+            left: ShardId(1),
+        }
+    }
+
+    fn right() -> ShardDescriptor {
+        ShardDescriptor {
+            id: ShardId(2),
+            range: KeyRange {
+                start: Key::from_static(b"m"),
+                end: None,
+            },
+            epoch: Epoch { conf: 7, bounds: 8 },
+            replicas: vec![Replica {
+                id: ReplicaId(21),
+                node: NodeId(9),
+            }],
         }
     }
 
@@ -290,18 +365,67 @@ mod tests {
         let writes = old(1, &body);
         assert_eq!(Command::decode(&writes).unwrap(), command());
         assert_eq!(command().encode(), writes);
-        let halves = old(7, &[1, b'm', 5, 1, 6, 7]);
+        let halves = old(7, &[1, b'm', 5, 8, 9, 1, 6, 7]);
         assert_eq!(Command::decode(&halves).unwrap(), split());
         assert_eq!(split().encode(), halves);
     }
 
     #[test]
+    fn the_first_format_of_a_merge_is_still_read_and_written() {
+        const ATTEMPT: [u8; 4] = [4, 5, 6, 1];
+        const RIGHT: [u8; 9] = [2, 1, b'm', 0, 7, 8, 1, 21, 9];
+        let absorb = Absorb {
+            attempt: attempt(),
+            right: right(),
+            frozen: Position { term: 3, index: 10 },
+            above: Timestamp(11),
+        };
+        let unfreeze = Unfreeze {
+            attempt: attempt(),
+            settled: Position { term: 5, index: 12 },
+        };
+        let prepare = Prepare {
+            right: right(),
+            over: vec![ShardId(44)],
+        };
+        let steps = [
+            (
+                8,
+                MergeStep::Prepare(prepare),
+                [&RIGHT[..], &[1, 44]].concat(),
+            ),
+            (9, MergeStep::Freeze(attempt()), ATTEMPT.to_vec()),
+            (
+                10,
+                MergeStep::Absorb(absorb),
+                [&ATTEMPT[..], &RIGHT, &[3, 10, 11]].concat(),
+            ),
+            (11, MergeStep::Cancel(attempt()), ATTEMPT.to_vec()),
+            (
+                12,
+                MergeStep::Unfreeze(unfreeze),
+                [&ATTEMPT[..], &[5, 12]].concat(),
+            ),
+        ];
+        for (kind, step, body) in steps {
+            let bytes = old(kind, &body);
+            let command = Command {
+                body: Body::Merge(step),
+                ..command()
+            };
+            assert_eq!(command.encode(), bytes);
+            assert_eq!(Command::may_absorb(&bytes), kind == kind::ABSORB);
+            assert_eq!(Command::decode(&bytes).unwrap(), command);
+        }
+    }
+
+    #[test]
     fn an_unknown_kind_says_what_to_do() {
         let mut bytes = command().encode().to_vec();
-        bytes[1] = kind::FREEZE;
+        bytes[1] = kind::RETENTION;
         let error = Command::decode(&bytes).unwrap_err().to_string();
         assert!(
-            error.contains("kind 9") && error.contains("upgrade"),
+            error.contains("kind 13") && error.contains("upgrade"),
             "{error}"
         );
         assert!(Command::decode(&bytes[..20]).is_err());
@@ -324,7 +448,16 @@ mod tests {
             replicas: Vec::new(),
         };
         let stale = Answer::Split(SplitOutcome::Stale { current });
-        for answer in [writes, stale] {
+        let frozen = Answer::Merge(MergeOutcome::Frozen {
+            right: right(),
+            position: Position { term: 3, index: 10 },
+            above: Timestamp(11),
+        });
+        let settled = Answer::Merge(MergeOutcome::Settled);
+        let merging = Answer::Split(SplitOutcome::Merging);
+        assert_eq!(*settled.encode(), [1, 2, 8]);
+        assert_eq!(*merging.encode(), [1, 1, 5]);
+        for answer in [writes, stale, frozen, settled, merging] {
             assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
         }
         assert!(Answer::decode(b"").is_err());

@@ -12,6 +12,7 @@ use crate::env::mutant;
 use crate::env::mutant::Mutant;
 use crate::machine::Applied;
 use crate::machine::MachineError;
+use crate::machine::Need;
 use crate::machine::Received;
 use crate::machine::SnapshotReceiver;
 use crate::machine::SnapshotSource;
@@ -21,10 +22,11 @@ use crate::mvcc::gc;
 use crate::mvcc::gc::Cursor;
 use crate::shard::apply::Applying;
 use crate::shard::apply::Changes;
-use crate::shard::apply::Gone;
+use crate::shard::apply::Others;
 use crate::shard::apply::decode_outcome;
 use crate::shard::quarantine;
 use crate::shard::read::ShardReader;
+use crate::shard::row::Merge;
 use crate::shard::row::Piece;
 use crate::shard::row::Row;
 use crate::shard::slots;
@@ -33,10 +35,12 @@ use crate::shard::snapshot::Receiver;
 use crate::shard::snapshot::Source;
 use crate::types::KeyRange;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
 use crate::types::Timestamp;
 use crate::types::log::LogEntry;
 use crate::types::shard::Chain;
 use crate::types::shard::ShardDescriptor;
+use crate::types::shard::Size;
 
 /// A batch ends after the entry that takes it above this many bytes: the engine lets no reader in
 /// while it writes one.
@@ -108,8 +112,10 @@ pub fn seed(
         last_outcome: Timestamp::ZERO,
         history_retention_ms: seed.history_retention_ms.max(seed.retry_window_ms),
         retry_window_ms: seed.retry_window_ms,
+        size: Size::default(),
         birth: None,
         chain: Chain::default(),
+        merge: Merge::default(),
     };
     let mut batch = Batch::default();
     batch.put(layout::row(replica), row.encode());
@@ -150,12 +156,17 @@ pub fn destroy(
     // Nothing is cleared before a reader that finds it missing also finds that the replica has ended.
     slots.end(replica);
     let mut batch = Batch::default();
-    batch.delete(place);
-    batch.put(layout::ending(replica), Vec::new());
-    for piece in &Row::decode(&row)?.pieces {
-        slots::put_on_clear_list(&mut batch, piece);
-    }
+    put_end(&mut batch, replica, &Row::decode(&row)?.pieces);
     Ok(engine.write(batch)?)
+}
+
+/// Takes a replica's row away, with the batch.
+fn put_end(batch: &mut Batch, replica: ReplicaId, pieces: &[Piece]) {
+    batch.delete(layout::row(replica));
+    batch.put(layout::ending(replica), Vec::new());
+    for piece in pieces {
+        slots::put_on_clear_list(batch, piece);
+    }
 }
 
 /// The replicas that were destroyed and not forgotten.
@@ -182,6 +193,19 @@ pub fn replicas(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
         .collect()
 }
 
+/// Which of these shards have a replica here, by the rows in the engine.
+pub fn remains(engine: &dyn Engine, shards: &[ShardId]) -> Result<Vec<ShardId>, MachineError> {
+    let (start, end) = layout::rows();
+    let mut remains = Vec::new();
+    for pair in engine.scan(&start, &end, false) {
+        let shard = Row::decode(&pair?.1)?.descriptor.id;
+        if shards.contains(&shard) {
+            remains.push(shard);
+        }
+    }
+    Ok(remains)
+}
+
 /// Whether a replica was destroyed and the log may not call it gone yet.
 pub fn is_ending(engine: &dyn Engine, replica: ReplicaId) -> Result<bool, MachineError> {
     Ok(engine.get(&layout::ending(replica))?.is_some())
@@ -203,8 +227,11 @@ pub fn holder(engine: &dyn Engine, range: &KeyRange) -> Result<Option<ReplicaId>
 pub struct ShardMachine {
     replica: ReplicaId,
     reader: ShardReader,
-    gone: Gone,
+    others: Arc<dyn Others>,
+    /// Why it has stopped applying.
+    need: Option<Need>,
     seeded: Vec<ReplicaId>,
+    ended: Vec<ReplicaId>,
     pass: Option<Box<Pass>>,
     /// The floors of the last complete pass.
     collected: Floors,
@@ -220,13 +247,13 @@ struct Pass {
 }
 
 impl ShardMachine {
-    /// The replica whose row is in the engine; `None` when there is no such row. `gone` tells which ids
-    /// have ended on this node.
+    /// The replica whose row is in the engine; `None` when there is no such row. `others` tells
+    /// of the other replicas on this node.
     pub fn open(
         engine: Arc<dyn Engine>,
         slots: Arc<Slots>,
         replica: ReplicaId,
-        gone: Gone,
+        others: Arc<dyn Others>,
     ) -> Result<Option<ShardMachine>, MachineError> {
         let Some(row) = engine.get(&layout::row(replica))? else {
             return Ok(None);
@@ -240,8 +267,10 @@ impl ShardMachine {
         Ok(Some(ShardMachine {
             replica,
             reader,
-            gone,
+            others,
+            need: None,
             seeded: Vec::new(),
+            ended: Vec::new(),
             pass: None,
             collected: Floors::default(),
         }))
@@ -264,26 +293,57 @@ impl ShardMachine {
             row,
             links,
             split,
+            absorbed,
         } = applying.take();
         if mutant::lives(Mutant::RowBeforeData) {
             let mut early = Batch::default();
             early.put(layout::row(self.replica), row.encode());
             self.reader.engine().write(early)?;
         }
-        let Some(split) = split else {
-            self.reader.engine().write(batch)?;
-            self.reader.publish(row, links);
-            return Ok(());
-        };
+        if let Some(absorbed) = &absorbed {
+            // Its readers find that it has ended before anything is changed in what they read.
+            self.reader.slots().end(absorbed.ended);
+        }
+        let given_up = split.iter().flat_map(|split| &split.given_up);
+        let given_up: Vec<Piece> = given_up.cloned().collect();
         // Until the row is published readers still go by the old one.
-        let held = self.reader.slots().hold(&split.given_up);
+        let held = (!given_up.is_empty()).then(|| self.reader.slots().hold(&given_up));
         self.reader.engine().write(batch)?;
+        if absorbed.is_some_and(|absorbed| absorbed.is_quarantined) {
+            self.reader.quarantine();
+        }
         self.reader.publish(row, links);
         drop(held);
-        // It would go on in the child's part, which the child's machine changes from now on.
-        self.pass = None;
-        self.seeded.extend(split.seeded);
+        if split.is_some() || absorbed.is_some() {
+            // It would go on in the child's part, which the child's machine changes from now on, or would not
+            // come to the part that is new.
+            self.pass = None;
+        }
+        if let Some(split) = split {
+            self.seeded.extend(split.seeded);
+        }
+        if let Some(absorbed) = absorbed {
+            self.collected = Floors::default();
+            self.ended.push(absorbed.ended);
+        }
         Ok(())
+    }
+
+    /// The replicas here of shards that have ended according to this row.
+    fn ended_by(&self, row: &Row) -> Result<Vec<(ReplicaId, Row)>, MachineError> {
+        let mut ended = Vec::new();
+        if row.merge.absorbed.is_empty() {
+            return Ok(ended);
+        }
+        let (start, end) = layout::rows();
+        for pair in self.reader.engine().scan(&start, &end, false) {
+            let (place, other) = pair?;
+            let other = Row::decode(&other)?;
+            if row.merge.absorbed.contains(&other.descriptor.id) {
+                ended.push((layout::row_replica(&place)?, other));
+            }
+        }
+        Ok(ended)
     }
 
     /// A new pass, when enough has sunk below the floors to be worth looking for.
@@ -357,14 +417,19 @@ impl StateMachine for ShardMachine {
 
     fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<Bytes>, MachineError> {
         let engine = self.reader.engine().clone();
-        let gone = Arc::clone(&self.gone);
+        let others = Arc::clone(&self.others);
         let row = (*self.reader.row()).clone();
-        let mut applying = Applying::new(&*engine, &gone, self.replica, row);
+        let mut applying = Applying::new(&*engine, others.as_ref(), self.replica, row);
         let mut answers = Vec::with_capacity(entries.len());
         let mut uncommitted = false;
+        self.need = None;
         for entry in entries {
+            self.need = applying.need(entry)?;
+            if self.need.is_some() {
+                break;
+            }
             answers.push(applying.entry(entry)?);
-            uncommitted = applying.bytes() <= BATCH_BYTES_MAX && !applying.has_split();
+            uncommitted = applying.bytes() <= BATCH_BYTES_MAX && !applying.ends_batch();
             if !uncommitted {
                 self.commit(&mut applying)?;
             }
@@ -375,8 +440,16 @@ impl StateMachine for ShardMachine {
         Ok(answers)
     }
 
+    fn take_need(&mut self) -> Option<Need> {
+        self.need.take()
+    }
+
     fn take_seeded(&mut self) -> Vec<ReplicaId> {
         std::mem::take(&mut self.seeded)
+    }
+
+    fn take_ended(&mut self) -> Vec<ReplicaId> {
+        std::mem::take(&mut self.ended)
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError> {
@@ -391,10 +464,17 @@ impl StateMachine for ShardMachine {
     }
 
     fn receiver(&self) -> Box<dyn SnapshotReceiver> {
+        let reader = self.reader.clone();
         Box::new(Receiver {
             engine: self.reader.engine().clone(),
             slots: self.reader.slots().clone(),
+            epoch: Arc::new(move || reader.row().descriptor.epoch),
         })
+    }
+
+    fn displaces(&self, received: &Received) -> Result<Vec<ReplicaId>, MachineError> {
+        let ended = self.ended_by(&Row::decode(&received.state)?)?;
+        Ok(ended.into_iter().map(|(replica, _)| replica).collect())
     }
 
     fn install(&mut self, applied: Applied, received: Received) -> Result<(), MachineError> {
@@ -412,6 +492,10 @@ impl StateMachine for ShardMachine {
                 position(&before.applied)
             )));
         }
+        let displaced = match mutant::lives(Mutant::SnapshotLeavesRight) {
+            true => Vec::new(),
+            false => self.ended_by(&sent)?,
+        };
         let row = Row {
             pieces: vec![Piece {
                 range: sent.descriptor.range.clone(),
@@ -427,6 +511,12 @@ impl StateMachine for ShardMachine {
         for piece in &before.pieces {
             slots::put_on_clear_list(&mut batch, piece);
         }
+        for (ended, other) in &displaced {
+            self.reader.slots().end(*ended);
+            put_end(&mut batch, *ended, &other.pieces);
+            // What was wrong with it has nothing to do with what was sent.
+            batch.delete(layout::quarantine(*ended));
+        }
         // Until the row is published readers still go by the old one.
         let old = self.reader.slots().hold(&before.pieces);
         self.reader.engine().write(batch)?;
@@ -435,6 +525,7 @@ impl StateMachine for ShardMachine {
         drop(received.hold);
         self.pass = None;
         self.collected = Floors::default();
+        self.ended.extend(displaced.iter().map(|(ended, _)| *ended));
         Ok(())
     }
 }

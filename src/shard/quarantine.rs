@@ -4,7 +4,7 @@
 //! group, whose log it holds and whose votes it gives, until the group has removed it; then a new replica
 //! takes its place, which is filled by the others. The mark in the engine stays until that one is there, so
 //! that neither a restart nor the death of a leader leaves it half-way. What is split off it has its state, and
-//! is quarantined from its birth on.
+//! is quarantined from its birth on; so is what absorbs it.
 
 use crate::codec::layout;
 use crate::codec::value;
@@ -28,9 +28,15 @@ pub struct Quarantined {
 /// Marks a replica. Not flushed: what a power cut takes is found again while the replica is in its group.
 pub fn mark(engine: &dyn Engine, quarantined: Quarantined) -> Result<(), MachineError> {
     let mut batch = Batch::default();
-    let place = layout::quarantine(quarantined.replica);
-    batch.put(place, value::encode(FORMAT, &quarantined.shard));
+    let (place, mark) = entry(quarantined);
+    batch.put(place, mark);
     Ok(engine.write(batch)?)
+}
+
+/// What stands in the engine for a marked replica: key and value.
+pub(crate) fn entry(quarantined: Quarantined) -> (Vec<u8>, Vec<u8>) {
+    let place = layout::quarantine(quarantined.replica);
+    (place, value::encode(FORMAT, &quarantined.shard))
 }
 
 /// Removes the mark: another replica has taken the place.

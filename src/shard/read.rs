@@ -78,6 +78,9 @@ pub enum ReadError {
     /// The replica is not as the others of its shard are: what it would say may be wrong.
     #[error("the replica here is quarantined: it is not as the others are, and is being rebuilt")]
     Quarantined,
+    /// The shard stands still: its left neighbour may have absorbed it, and be writing to its keys.
+    #[error("the shard is about to be one with its neighbour")]
+    Frozen,
     /// The replica was destroyed: its keys are being cleared.
     #[error("the replica is not here any more")]
     Ended,
@@ -100,7 +103,9 @@ impl ReadError {
             },
             ReadError::TooMuch { .. } => Error::invalid("keys", self),
             ReadError::TooOld { .. } => Error::invalid("as_of", self),
-            ReadError::NotYet { .. } | ReadError::Quarantined => Error::unavailable(group, self),
+            ReadError::NotYet { .. } | ReadError::Quarantined | ReadError::Frozen => {
+                Error::unavailable(group, self)
+            }
             ReadError::Machine(error) => Error::Internal(error.0),
         }
     }
@@ -291,7 +296,8 @@ impl ShardReader {
     /// matter. A portion may be without items and yet have a rest, where many keys are deleted.
     pub fn scan(&self, scan: &Scan) -> Result<ReadAt<Portion>, ReadError> {
         let inside = |row: &Row| row.descriptor.range.covers(&scan.range);
-        self.settled(scan.as_of, inside, |row, as_of| {
+        let as_of = scan.cut.as_ref().map(|cut| cut.as_of);
+        self.settled(as_of, inside, |row, as_of| {
             self.scan_pieces(row, scan, as_of)
         })
     }
@@ -336,6 +342,11 @@ impl ShardReader {
             if !inside(&row) {
                 let descriptor = Box::new(row.descriptor.clone());
                 return Err(ReadError::OutOfBounds { descriptor });
+            }
+            // What was in force at a stamp stays so, whoever has the keys now.
+            let is_of_now = as_of.is_none();
+            if is_of_now && row.frozen().is_some() && !mutant::lives(Mutant::FrozenReads) {
+                return Err(ReadError::Frozen);
             }
             let at = as_of.unwrap_or(row.last_stamp);
             check_stamp(&row, at)?;

@@ -12,12 +12,16 @@ use crate::mvcc::Floors;
 use crate::types::KeyRange;
 use crate::types::Position;
 use crate::types::ReplicaId;
+use crate::types::ShardId;
 use crate::types::Timestamp;
+use crate::types::shard::Attempt;
 use crate::types::shard::Birth;
 use crate::types::shard::Chain;
+use crate::types::shard::Epoch;
 use crate::types::shard::ShardDescriptor;
+use crate::types::shard::Size;
 
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// The replica's one row. Changes in the same batch as the keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +49,61 @@ pub struct Row {
     pub history_retention_ms: u64,
     /// How long outcomes are known, in milliseconds.
     pub retry_window_ms: u64,
+    /// How much there is. Exact but for the writes that were made while a split was being planned.
+    pub size: Size,
     /// Which split the shard comes from; `None` for a first shard, and as long as a replica has applied
     /// nothing.
     pub birth: Option<Birth>,
     /// The hash of all that was applied.
+    pub chain: Chain,
+    /// What it has to do with merges.
+    pub merge: Merge,
+}
+
+/// What a shard has to do with merges, and had.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Merge {
+    /// Its part in the one that is under way.
+    pub part: Part,
+    /// The last attempt that has frozen it: an earlier one never does any more.
+    pub seen: Option<Attempt>,
+    /// Shards that have ended and whose keys came here, the last one last, so that what is left of them
+    /// somewhere gets an answer.
+    pub absorbed: Vec<ShardId>,
+}
+
+/// A shard's part in a merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Part {
+    /// None.
+    #[default]
+    Alone,
+    /// It may absorb its right neighbour.
+    Left(Prepared),
+    /// Its left neighbour may absorb it.
+    Right(Frozen),
+}
+
+/// What a shard is prepared for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The right neighbour.
+    pub right: ShardId,
+    /// And its epoch when that was planned.
+    pub epoch: Epoch,
+}
+
+/// A shard that stands still: entries behind the freeze change its position, its membership and its chain, and
+/// nothing else. So what a neighbour absorbs is the same wherever the replica has come to meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Where the freeze stands in its log.
+    pub position: Position,
+    /// The chain at that place.
     pub chain: Chain,
 }
 
@@ -92,6 +147,14 @@ impl Row {
             last.range.end = row.descriptor.range.end.clone();
         }
         Ok(row)
+    }
+
+    /// The freeze that it is under.
+    pub fn frozen(&self) -> Option<&Frozen> {
+        match &self.merge.part {
+            Part::Right(frozen) => Some(frozen),
+            Part::Alone | Part::Left(_) => None,
+        }
     }
 
     /// The slot of a key; `None` when the key is not in the shard.
@@ -146,8 +209,8 @@ impl Row {
     }
 
     /// What the last entry made of the numbers in the row, for the hash of all that was applied.
-    pub(crate) fn numbers(&self) -> [u8; 64] {
-        let mut out = [0; 64];
+    pub(crate) fn numbers(&self) -> [u8; 80] {
+        let mut out = [0; 80];
         let numbers = [
             self.last_stamp.0,
             self.ceiling.0,
@@ -157,6 +220,8 @@ impl Row {
             self.floors.outcomes.0,
             self.descriptor.epoch.conf,
             self.descriptor.epoch.bounds,
+            self.size.keys,
+            self.size.bytes,
         ];
         for (place, number) in out.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_be_bytes());
@@ -259,8 +324,48 @@ mod tests {
             last_outcome: Timestamp(4),
             history_retention_ms: 5,
             retry_window_ms: 6,
+            size: Size { keys: 8, bytes: 9 },
             birth: None,
             chain: Chain(7),
+            merge: Merge::default(),
+        }
+    }
+
+    fn attempt() -> Attempt {
+        Attempt {
+            bounds: 4,
+            prepared: Position { term: 5, index: 6 },
+            left: ShardId(1),
+        }
+    }
+
+    #[test]
+    fn the_third_format_of_a_part_in_a_merge_is_still_read_and_written() {
+        let prepared = Prepared {
+            attempt: attempt(),
+            right: ShardId(2),
+            epoch: Epoch { conf: 7, bounds: 8 },
+        };
+        let frozen = Frozen {
+            attempt: attempt(),
+            position: Position { term: 3, index: 10 },
+            chain: Chain(11),
+        };
+        let table = [
+            (Part::Alone, &[0][..]),
+            (Part::Left(prepared), &[1, 4, 5, 6, 1, 2, 7, 8]),
+            (Part::Right(frozen), &[2, 4, 5, 6, 1, 3, 10, 11]),
+        ];
+        for (part, stored) in table {
+            let merge = Merge {
+                part,
+                seen: Some(attempt()),
+                absorbed: vec![ShardId(12), ShardId(13)],
+            };
+            let mut bytes = Vec::new();
+            value::append(&mut bytes, &merge);
+            assert_eq!(bytes, [stored, &[1, 4, 5, 6, 1, 2, 12, 13]].concat());
+            assert_eq!(value::decode_fields("a part", &bytes), Ok(merge));
         }
     }
 

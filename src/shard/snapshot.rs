@@ -35,6 +35,7 @@ use crate::shard::row::Row;
 use crate::shard::slots::Fresh;
 use crate::shard::slots::Slots;
 use crate::shard::walk::Walk;
+use crate::types::shard::Epoch;
 
 const COUNT_FORMAT: u8 = 1;
 
@@ -140,6 +141,8 @@ impl SnapshotSource for Source {
 pub(crate) struct Receiver {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) slots: Arc<Slots>,
+    /// The shard's epoch as it is known here.
+    pub(crate) epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
 }
 
 impl SnapshotReceiver for Receiver {
@@ -147,6 +150,7 @@ impl SnapshotReceiver for Receiver {
         Ok(Box::new(Sink {
             engine: self.engine.clone(),
             slot: self.slots.fresh()?,
+            epoch: Arc::clone(&self.epoch),
             reader: FrameReader::default(),
             state: None,
             count: Count::default(),
@@ -159,6 +163,7 @@ impl SnapshotReceiver for Receiver {
 struct Sink {
     engine: Arc<dyn Engine>,
     slot: Fresh,
+    epoch: Arc<dyn Fn() -> Epoch + Send + Sync>,
     reader: FrameReader,
     state: Option<Bytes>,
     count: Count,
@@ -191,7 +196,13 @@ impl SnapshotSink for Sink {
         let (kind, payload) = self.reader.open(chunk)?;
         match (kind, &self.state) {
             (FrameKind::Head, None) => {
-                Row::decode(&payload)?;
+                let row = Row::decode(&payload)?;
+                // A replica that was made behind a merge has nothing to do that merge with. Whoever sends this has
+                // not come so far yet, and sends another one when he has.
+                let is_older = row.descriptor.epoch.is_before((self.epoch)());
+                if is_older && !mutant::lives(Mutant::OlderSnapshotTaken) {
+                    return Err(wrong("the shard has changed since"));
+                }
                 self.state = Some(payload);
                 Ok(())
             }

@@ -17,6 +17,7 @@ use crate::machine::Membership;
 use crate::shard::chain;
 use crate::shard::command::Split;
 use crate::shard::command::SplitOutcome;
+use crate::shard::row::Merge;
 use crate::shard::row::Row;
 use crate::types::NodeId;
 use crate::types::Position;
@@ -26,6 +27,7 @@ use crate::types::Timestamp;
 use crate::types::shard::Birth;
 use crate::types::shard::Epoch;
 use crate::types::shard::ShardDescriptor;
+use crate::types::shard::Size;
 
 /// Where a shard that was split off stands before its first entry.
 const FIRST: Position = Position { term: 1, index: 1 };
@@ -75,8 +77,14 @@ pub(crate) fn halves(
     let node = membership.nodes.get(&here);
     let child = split.replicas.iter().find(|it| Some(&it.node) == node);
     let whole = mutant::lives(Mutant::ParentKeepsItsRange).then(|| descriptor.range.clone());
+    // What was written since it was counted makes no half greater than the whole.
+    let left_size = Size {
+        keys: split.left.keys.min(row.size.keys),
+        bytes: split.left.bytes.min(row.size.bytes),
+    };
     Ok(Halves {
         left: Row {
+            size: left_size,
             pieces: row.pieces_in(&left_range),
             descriptor: ShardDescriptor {
                 range: whole.unwrap_or(left_range),
@@ -86,6 +94,7 @@ pub(crate) fn halves(
             ..row.clone()
         },
         right: Row {
+            size: row.size.without(left_size),
             pieces: row.pieces_in(&right_range),
             descriptor: ShardDescriptor {
                 id: split.child,
@@ -110,6 +119,8 @@ pub(crate) fn halves(
                 false => row.last_outcome,
             },
             chain: chain::of_child(row.chain, split.child),
+            // The left half begins where the shard has begun, and so has its left neighbour and its past.
+            merge: Merge::default(),
             birth: Some(Birth {
                 parent: descriptor.id,
                 replica: here,

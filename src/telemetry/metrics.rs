@@ -360,7 +360,8 @@ impl Outcome {
                 Error::Invalid { .. }
                 | Error::TooLateToKnow { .. }
                 | Error::ClockAhead { .. }
-                | Error::Spanning { .. },
+                | Error::Spanning { .. }
+                | Error::NoKeyspace { .. },
             ) => Outcome::Invalid,
             Err(
                 Error::NotLeader { .. }

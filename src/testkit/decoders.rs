@@ -32,6 +32,7 @@ use crate::machine::SnapshotSink;
 use crate::mvcc::Version;
 use crate::mvcc::version::Header;
 use crate::node::identity;
+use crate::node::keyspaces;
 use crate::node::members;
 use crate::node::opener::Origin;
 use crate::placement::PlacementAnswer;
@@ -45,6 +46,7 @@ use crate::shard::apply;
 use crate::shard::command::Answer;
 use crate::shard::snapshot;
 use crate::types::ReplicaId;
+use crate::types::shard::Epoch;
 use crate::wal;
 use crate::wire;
 
@@ -86,8 +88,10 @@ pub const DECODERS: &[Decoder] = &[
     decoder("engine summary", read_engine_summary),
     decoder("identity", read_identity),
     decoder("members", read_members),
+    decoder("keyspaces", read_keyspaces),
     decoder("kv message", wire::trial::kv),
     decoder("cluster message", wire::trial::cluster),
+    decoder("admin message", wire::trial::admin),
     decoder("placement message", wire::trial::placement),
     decoder("transport message", wire::trial::transport),
     decoder("error message", wire::trial::error),
@@ -244,7 +248,12 @@ fn take_all(mut sink: Box<dyn SnapshotSink>, bytes: &[u8]) -> bool {
 fn read_shard_snapshot(bytes: &[u8]) -> bool {
     let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new());
     let slots = Slots::open(engine.clone()).expect("an empty engine has no slots to read");
-    let receiver = snapshot::Receiver { engine, slots };
+    let epoch = Arc::new(Epoch::default);
+    let receiver = snapshot::Receiver {
+        engine,
+        slots,
+        epoch,
+    };
     let sink = receiver.begin();
     take_all(sink.expect("an empty engine takes a fresh slot"), bytes)
 }
@@ -327,6 +336,13 @@ fn read_members(bytes: &[u8]) -> bool {
     members::is_members(bytes)
 }
 
+fn read_keyspaces(bytes: &[u8]) -> bool {
+    let body = &bytes[..bytes.len().saturating_sub(4)];
+    let checksum = crc32c::crc32c(body).to_be_bytes();
+    keyspaces::is_keyspaces(&[body, &checksum].concat());
+    keyspaces::is_keyspaces(bytes)
+}
+
 fn read_config(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(|text| config::of_text(text).is_ok())
 }
@@ -336,6 +352,7 @@ pub fn samples(data: &Path, engine: &dyn Engine) -> io::Result<Vec<(&'static str
     let mut samples = vec![
         ("identity", fs::read(data.join("identity"))?),
         ("members", fs::read(data.join("members"))?),
+        ("keyspaces", fs::read(data.join("keyspaces"))?),
     ];
     for file in files_in(&data.join("wal"), "log-")? {
         samples.extend(wal::trial::samples(&file));

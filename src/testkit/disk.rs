@@ -455,6 +455,10 @@ impl Files for CrashDisk {
         Ok(())
     }
 
+    fn capacity_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(u64::MAX / 2)
+    }
+
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
         let full = self.state().faults.full;
         Ok(if full { 0 } else { u64::MAX / 2 })

@@ -158,7 +158,8 @@ impl History {
                     WriteOutcome::TooLateToKnow { .. }
                     | WriteOutcome::ClockAhead { .. }
                     | WriteOutcome::StaleEpoch
-                    | WriteOutcome::StaleStamp => {
+                    | WriteOutcome::StaleStamp
+                    | WriteOutcome::Frozen => {
                         found.push(format!("not a final answer: {said}"));
                     }
                 }

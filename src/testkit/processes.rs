@@ -88,6 +88,8 @@ struct Node {
     /// The token with which it joins the others; `None`: it is one of those that form the cluster.
     joins: Option<String>,
     child: Option<Child>,
+    /// Beside those of all nodes.
+    arguments: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -136,6 +138,12 @@ impl Processes {
             processes.put(place, ports, None)?;
         }
         Ok(processes)
+    }
+
+    /// Has a node started with further arguments from now on.
+    pub fn give(&mut self, node: usize, arguments: &[&str]) {
+        let arguments = arguments.iter().map(ToString::to_string);
+        self.nodes[node].arguments = arguments.collect();
     }
 
     /// Adds a node that is to join the others with `token`; gives its number. Starts nothing.
@@ -210,6 +218,7 @@ impl Processes {
         }
         let number = node;
         let node = &mut self.nodes[node];
+        arguments.extend(node.arguments.iter().cloned());
         assert!(node.child.is_none(), "{} runs already", node.name);
         let log = node.open_log()?;
         let child = command(&node.place, &self.options.binary)
@@ -455,6 +464,7 @@ impl Node {
             place,
             joins,
             child: None,
+            arguments: Vec::new(),
         })
     }
 

@@ -36,6 +36,7 @@ use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::request::WriteOutcome;
 use crate::wire::request::Call;
+use crate::wire::request::Cut;
 use crate::wire::request::Get;
 use crate::wire::request::Page;
 use crate::wire::request::Request;
@@ -176,7 +177,7 @@ pub async fn scan(
 ) -> Result<BTreeMap<Key, Versioned>> {
     let mut found = BTreeMap::new();
     let mut rest = Some(range);
-    let mut as_of = None;
+    let mut cut = None;
     while let Some(range) = rest {
         let scan = Scan {
             range,
@@ -185,12 +186,12 @@ pub async fn scan(
             reverse: false,
             keys_only: false,
             read,
-            as_of,
+            cut,
         };
         let page = page(nodes, scan).await?;
         let items = page.items.into_iter();
         found.extend(items.map(|item| (item.key, item.versioned)));
-        as_of = page.rest_as_of;
+        cut = page.rest_cut;
         rest = page.rest;
     }
     Ok(found)
@@ -221,7 +222,7 @@ async fn read_at(nodes: &Nodes, expected: &Expected) -> Result<Option<Versioned>
         reverse: false,
         keys_only: false,
         read: ReadKind::Linearizable,
-        as_of: Some(expected.as_of),
+        cut: Some(Cut::at(expected.as_of)),
     };
     let mut page = page(nodes, scan).await?;
     Ok(page.items.pop().map(|item| item.versioned))
@@ -268,7 +269,10 @@ async fn attempt_once(
             tokio::time::sleep(Duration::from_millis(wait_ms).min(PAUSE_MAX)).await;
             Ok(None)
         }
-        Response::Write(WriteOutcome::StaleEpoch | WriteOutcome::StaleStamp, _) => Ok(None),
+        Response::Write(
+            WriteOutcome::StaleEpoch | WriteOutcome::StaleStamp | WriteOutcome::Frozen,
+            _,
+        ) => Ok(None),
         Response::Write(outcome, _) => Ok(Some(outcome)),
         other => Err(Error::Internal(format!("a write was answered {other:?}"))),
     }
@@ -440,7 +444,8 @@ fn version_after(write: &Write, outcome: &WriteOutcome) -> Timestamp {
         | WriteOutcome::ClockAhead { .. }
         | WriteOutcome::Spanning { .. }
         | WriteOutcome::StaleEpoch
-        | WriteOutcome::StaleStamp => Timestamp::ZERO,
+        | WriteOutcome::StaleStamp
+        | WriteOutcome::Frozen => Timestamp::ZERO,
     }
 }
 
@@ -595,7 +600,10 @@ mod tests {
                     Ok(Response::Get(found, ANSWERED))
                 }
                 Request::Scan(scan) => {
-                    let as_of = scan.as_of.unwrap_or(Timestamp(state.clock));
+                    let as_of = scan
+                        .cut
+                        .as_ref()
+                        .map_or(Timestamp(state.clock), |cut| cut.as_of);
                     let inside = state.keys.keys().filter(|key| scan.range.contains(key));
                     let items = inside.filter_map(|key| {
                         let versioned = state.newest(key, as_of)?;
@@ -606,8 +614,9 @@ mod tests {
                         items: items.collect(),
                         rest: None,
                         as_of,
-                        rest_as_of: None,
+                        rest_cut: None,
                         answered: ANSWERED,
+                        unordered: None,
                     }))
                 }
                 other => panic!("the workload does not ask {other:?}"),

@@ -40,6 +40,19 @@ numbered!(
     ReplicaId, "r"
 );
 
+impl ShardId {
+    /// Placement's group where it is spoken of like a shard: it has replicas and a leader, and no keys.
+    pub const PLACEMENT: ShardId = ShardId(0);
+
+    /// The group that replicates it.
+    pub fn group(self) -> GroupId {
+        match self {
+            ShardId::PLACEMENT => GroupId::Placement,
+            shard => GroupId::Shard(shard),
+        }
+    }
+}
+
 /// One Raft group: a shard's, or placement's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum GroupId {
@@ -47,6 +60,16 @@ pub enum GroupId {
     Placement,
     /// The group that replicates one shard.
     Shard(ShardId),
+}
+
+impl GroupId {
+    /// As a shard: see [`ShardId::PLACEMENT`].
+    pub fn as_shard(self) -> ShardId {
+        match self {
+            GroupId::Placement => ShardId::PLACEMENT,
+            GroupId::Shard(shard) => shard,
+        }
+    }
 }
 
 impl fmt::Display for GroupId {

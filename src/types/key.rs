@@ -68,6 +68,11 @@ impl KeyRange {
         *key >= *self.start && self.end.as_ref().is_none_or(|end| *key < **end)
     }
 
+    /// Whether the range could be cut at `key`: it is inside, and not the start.
+    pub fn has_inside(&self, key: &[u8]) -> bool {
+        *key != *self.start && self.contains(key)
+    }
+
     /// Whether every key of `other` is inside.
     pub fn covers(&self, other: &KeyRange) -> bool {
         other.is_empty() || (other.start >= self.start && end_at_most(&other.end, &self.end))

@@ -2,12 +2,19 @@
 
 pub mod id;
 pub mod key;
+pub mod hash;
+pub mod keyspace;
+pub mod walk;
 pub mod timestamp;
 pub mod log;
 pub mod shard;
 pub mod request;
+pub mod rule;
 pub mod node;
+pub mod operator;
+pub mod report;
 pub mod placement;
+pub mod overview;
 
 pub use id::ClusterId;
 pub use id::GroupId;

@@ -180,6 +180,9 @@ pub enum WriteOutcome {
     StaleEpoch,
     /// The stamp was not above the shard's last one. Not final: propose again.
     StaleStamp,
+    /// The shard stands still until its left neighbour has absorbed it or given that up. Not final: send the
+    /// same id again.
+    Frozen,
 }
 
 /// Who answered and as of when; part of every answer.

@@ -19,7 +19,7 @@ impl Timestamp {
     pub const MAX: Timestamp = Timestamp(u64::MAX);
 
     /// The first stamp of a millisecond.
-    pub fn from_wall(wall_ms: u64) -> Timestamp {
+    pub const fn from_wall(wall_ms: u64) -> Timestamp {
         Timestamp(wall_ms << 16)
     }
 

@@ -38,9 +38,11 @@ use crate::types::node::Room;
 use crate::wire::appends;
 use crate::wire::appends::Carrier;
 use crate::wire::appends::Carriers;
+use crate::wire::convert::admin;
 use crate::wire::convert::cluster;
 use crate::wire::convert::group_number;
 use crate::wire::convert::kv;
+use crate::wire::convert::merges;
 use crate::wire::convert::placement;
 use crate::wire::convert::transport as convert;
 use crate::wire::identity;
@@ -50,6 +52,7 @@ use crate::wire::lane::Lane;
 use crate::wire::lane::MESSAGE_BYTES_MAX;
 use crate::wire::lane::Watch;
 use crate::wire::proto::v1;
+use crate::wire::proto::v1::administration_client::AdministrationClient;
 use crate::wire::proto::v1::cluster_client::ClusterClient;
 use crate::wire::proto::v1::kv_client::KvClient;
 use crate::wire::proto::v1::placement_client::PlacementClient;
@@ -58,13 +61,14 @@ use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
+use crate::wire::request::KeyRequest;
 use crate::wire::request::Page;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
 use crate::wire::request::Route;
-use crate::wire::request::Scan;
 use crate::wire::request::Service;
 use crate::wire::request::SnapshotHeader;
+use crate::wire::request::Within;
 use crate::wire::status::Asked;
 
 /// Addresses whose connections are kept, beside those of nodes. Full: those that nobody holds are
@@ -364,6 +368,10 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::TransferLeader(_)
         | Request::SplitShard(_)
         | Request::Report(_)
+        | Request::Overview(_)
+        | Request::Explain(_)
+        | Request::Arrange(_)
+        | Request::Within(_)
         | Request::Routes(_)
         | Request::AddReplica(_)
         | Request::RemoveReplica(_)
@@ -376,10 +384,12 @@ fn lane_of<'a>(peer: &'a Peer, request: &Request) -> &'a Lane {
         | Request::Form(_)
         | Request::Join(_)
         | Request::Placement(_)
+        | Request::ListKeyspaces
         | Request::Locate(_)
         | Request::CreateReplica(_)
         | Request::Membership(_)
-        | Request::ReplicaLeft(_) => &peer.beat,
+        | Request::ReplicaLeft(_)
+        | Request::Merge(_) => &peer.beat,
     }
 }
 
@@ -417,30 +427,20 @@ impl Outgoing {
         match request {
             Request::Get(get) => {
                 let request = kv::get_out(get, self.cluster);
-                let response = self.kv().get(self.wrap(request)).await?.into_inner();
-                let (found, answered) = kv::got_of(response)?;
-                Ok(Response::Get(found, answered))
+                self.get(request).await
             }
             Request::BatchGet(batch) => {
-                let asked = batch.keys.len();
                 let request = kv::batch_get_out(batch, self.cluster);
-                let response = self.kv().batch_get(self.wrap(request)).await?.into_inner();
-                let (found, answered) = kv::batch_got_of(response, asked)?;
-                Ok(Response::BatchGet(found, answered))
+                self.batch_get(request).await
             }
-            Request::Scan(scan) => Ok(Response::Scan(self.scan(scan).await?)),
+            Request::Scan(scan) => {
+                let request = kv::scan_out(scan, self.cluster);
+                Ok(Response::Scan(self.scan(request).await?))
+            }
+            Request::Within(within) => self.within(within).await,
             Request::Write(write) => {
-                let (outcome, answered) = match kv::write_out(write, self.cluster) {
-                    kv::WriteOut::Keys(request) => {
-                        let response = self.kv().write(self.wrap(request)).await?;
-                        kv::written_of(response.into_inner())?
-                    }
-                    kv::WriteOut::Range(request) => {
-                        let response = self.kv().delete_range(self.wrap(request)).await?;
-                        kv::range_done_of(response.into_inner())?
-                    }
-                };
-                Ok(Response::Write(outcome, answered))
+                let request = kv::write_out(write, self.cluster);
+                self.write(request).await
             }
             Request::Status(query) => {
                 let request = cluster::status_request_out(query, self.cluster);
@@ -497,10 +497,33 @@ impl Outgoing {
                 Ok(Response::Placement(answer))
             }
             Request::Report(report) => {
-                let request = placement::report_out(report);
+                let request = placement::report_out(*report);
                 let response = self.transport().report(self.wrap(request)).await?;
-                let changes = placement::changes_of(response.into_inner())?;
-                Ok(Response::Report(changes))
+                let orders = placement::orders_of(response.into_inner())?;
+                Ok(Response::Report(orders))
+            }
+            Request::Overview(query) => {
+                let request = admin::overview_query_out(query, self.cluster);
+                let response = self.admin().overview(self.wrap(request)).await?;
+                let overview = admin::overview_of(response.into_inner())?;
+                Ok(Response::Overview(Box::new(overview)))
+            }
+            Request::Explain(shard) => {
+                let request = admin::explain_out(shard, self.cluster);
+                let response = self.admin().explain(self.wrap(request)).await?;
+                let explained = admin::explained_of(response.into_inner())?;
+                Ok(Response::Explain(Box::new(explained)))
+            }
+            Request::Arrange(arrangement) => {
+                let request = admin::arrangement_out(arrangement, self.cluster);
+                self.admin().arrange(self.wrap(request)).await?;
+                Ok(Response::Arrange)
+            }
+            Request::ListKeyspaces => {
+                let request = self.wrap(admin::list_keyspaces_out(self.cluster));
+                let response = self.admin().list_keyspaces(request).await?;
+                let keyspaces = admin::keyspaces_of(response.into_inner())?;
+                Ok(Response::Keyspaces(keyspaces))
             }
             Request::Locate(key) => {
                 let request = placement::locate_out(key, self.cluster);
@@ -527,6 +550,12 @@ impl Outgoing {
                 let checked = convert::checked_of(response.into_inner())?;
                 Ok(Response::CheckReplica(checked))
             }
+            Request::Merge(merge) => {
+                let request = self.wrap(merges::request_out(merge));
+                let response = self.transport().merge(request).await?;
+                let reply = merges::reply_of(response.into_inner())?;
+                Ok(Response::Merge(reply))
+            }
             Request::ReplicaLeft(name) => {
                 let request = self.wrap(convert::left_out(name));
                 self.transport().replica_left(request).await?;
@@ -547,9 +576,78 @@ impl Outgoing {
         }
     }
 
+    async fn within(self, within: Within) -> Result<Response, Failure> {
+        let keyspace = within.keyspace.to_string();
+        let resume_key = within.resume.unwrap_or_default();
+        match within.request {
+            KeyRequest::Get(get) => {
+                let request = kv::get_out(get, self.cluster);
+                self.get(v1::GetRequest {
+                    keyspace,
+                    ..request
+                })
+                .await
+            }
+            KeyRequest::BatchGet(batch) => {
+                let request = kv::batch_get_out(batch, self.cluster);
+                self.batch_get(v1::BatchGetRequest {
+                    keyspace,
+                    ..request
+                })
+                .await
+            }
+            KeyRequest::Scan(scan) => {
+                let request = kv::scan_out(scan, self.cluster);
+                let request = v1::ScanRequest {
+                    keyspace,
+                    resume_key,
+                    ..request
+                };
+                Ok(Response::Scan(self.scan(request).await?))
+            }
+            KeyRequest::Write(write) => {
+                let mut request = kv::write_out(write, self.cluster);
+                match &mut request {
+                    kv::WriteOut::Keys(request) => request.keyspace = keyspace,
+                    kv::WriteOut::Range(request) => {
+                        request.keyspace = keyspace;
+                        request.resume_key = resume_key;
+                    }
+                }
+                self.write(request).await
+            }
+        }
+    }
+
+    async fn get(self, request: v1::GetRequest) -> Result<Response, Failure> {
+        let response = self.kv().get(self.wrap(request)).await?.into_inner();
+        let (found, answered) = kv::got_of(response)?;
+        Ok(Response::Get(found, answered))
+    }
+
+    async fn batch_get(self, request: v1::BatchGetRequest) -> Result<Response, Failure> {
+        let asked = request.keys.len();
+        let response = self.kv().batch_get(self.wrap(request)).await?.into_inner();
+        let (found, answered) = kv::batch_got_of(response, asked)?;
+        Ok(Response::BatchGet(found, answered))
+    }
+
+    async fn write(self, request: kv::WriteOut) -> Result<Response, Failure> {
+        let (outcome, answered) = match request {
+            kv::WriteOut::Keys(request) => {
+                let response = self.kv().write(self.wrap(request)).await?;
+                kv::written_of(response.into_inner())?
+            }
+            kv::WriteOut::Range(request) => {
+                let response = self.kv().delete_range(self.wrap(request)).await?;
+                kv::range_done_of(response.into_inner())?
+            }
+        };
+        Ok(Response::Write(outcome, answered))
+    }
+
     /// All messages of a scan with the limits of one portion, which ends with its cut.
-    async fn scan(self, scan: Scan) -> Result<Page, Failure> {
-        let request = kv::scan_out(scan, self.cluster);
+    async fn scan(self, request: v1::ScanRequest) -> Result<Page, Failure> {
         let mut pages = self.kv().scan(self.wrap(request)).await?.into_inner();
         let first = pages.message().await?;
         let first = first.ok_or_else(|| Error::invalid("scan", "it ended without an answer"))?;
@@ -558,7 +656,8 @@ impl Outgoing {
             let next = kv::page_of(next)?;
             page.items.extend(next.items);
             page.rest = next.rest;
-            page.rest_as_of = next.rest_as_of;
+            page.rest_cut = next.rest_cut;
+            page.unordered = next.unordered;
         }
         Ok(page)
     }
@@ -592,6 +691,10 @@ impl Outgoing {
 
     fn cluster(&self) -> ClusterClient<transport::Channel> {
         ClusterClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn admin(&self) -> AdministrationClient<transport::Channel> {
+        AdministrationClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     fn placement(&self) -> PlacementClient<transport::Channel> {

@@ -9,6 +9,7 @@
 //! certainty that nothing was sent, says that a write did not happen ([`status`]).
 //! What nodes say to each other is checked as a whole ([`checked`]): a flipped bit is not believed.
 
+pub mod merge;
 pub mod request;
 pub mod proto;
 pub mod identity;

@@ -25,14 +25,20 @@ use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::Timestamp;
 use crate::types::key::Anchor;
+use crate::types::keyspace::Definition;
+use crate::types::keyspace::KeyspaceName;
 use crate::types::log::LogEntry;
 use crate::types::log::Vote;
 use crate::types::node::Member;
 use crate::types::node::Newcomer;
 use crate::types::node::Room;
-use crate::types::placement::Changes;
+use crate::types::overview::Arrangement;
+use crate::types::overview::Explained;
+use crate::types::overview::Overview;
+use crate::types::placement::Orders;
 use crate::types::placement::PlacementAnswer;
 use crate::types::placement::PlacementCommand;
+use crate::types::report::Report;
 use crate::types::request::Answered;
 use crate::types::request::KeyValue;
 use crate::types::request::ReadKind;
@@ -41,6 +47,8 @@ use crate::types::request::Write;
 use crate::types::request::WriteOutcome;
 use crate::types::shard::Link;
 use crate::types::shard::ShardDescriptor;
+use crate::wire::merge::MergeReply;
+use crate::wire::merge::MergeRequest;
 
 /// What a node can be asked.
 pub trait Service: Send + Sync + 'static {
@@ -114,6 +122,8 @@ pub enum Request {
     Scan(Scan),
     /// A change.
     Write(Write),
+    /// What is asked of keys in the words of a keyspace. From a client: nodes ask each other for stored keys.
+    Within(Within),
     /// What the node knows of itself and the cluster.
     Status(StatusQuery),
     /// Hand a group's leadership over.
@@ -136,8 +146,16 @@ pub enum Request {
     Join(JoinRequest),
     /// A change of placement's state. For its group's leader.
     Placement(PlacementCommand),
-    /// What has changed at a node. For the leader of placement's group.
-    Report(Report),
+    /// How a node does and what has changed there. For the leader of placement's group.
+    Report(Box<Report>),
+    /// What placement sees and does.
+    Overview(OverviewQuery),
+    /// Why a shard is where it is.
+    Explain(ShardId),
+    /// What a person wants of placement.
+    Arrange(Arrangement),
+    /// Which keyspaces there are, in the words of placement's leader.
+    ListKeyspaces,
     /// Which shard holds a key, or begins with the empty one, as far as the node knows.
     Locate(Key),
     /// Every route that the node knows behind its change of this number; waits for one, for half of
@@ -156,13 +174,19 @@ pub enum Request {
     RemoveReplica(ReplicaName),
     /// About the state of a replica on the receiving node, to compare it with others.
     CheckReplica(ReplicaName, Check),
+    /// Between those who make one shard of two.
+    Merge(MergeRequest),
 }
 
 impl Request {
     /// The identity of a write; everything else has none.
     pub fn write_id(&self) -> Option<RequestId> {
         match self {
-            Request::Write(write) => Some(write.id),
+            Request::Write(write)
+            | Request::Within(Within {
+                request: KeyRequest::Write(write),
+                ..
+            }) => Some(write.id),
             _ => None,
         }
     }
@@ -186,6 +210,11 @@ impl Request {
             | Request::Join(_)
             | Request::Placement(_)
             | Request::Report(_)
+            | Request::Overview(_)
+            | Request::Explain(_)
+            | Request::Arrange(_)
+            | Request::ListKeyspaces
+            | Request::Within(_)
             | Request::Locate(_)
             | Request::Routes(_)
             | Request::CreateReplica(_)
@@ -193,7 +222,8 @@ impl Request {
             | Request::ReplicaLeft(_)
             | Request::AddReplica(_)
             | Request::RemoveReplica(_)
-            | Request::CheckReplica(..) => return false,
+            | Request::CheckReplica(..)
+            | Request::Merge(_) => return false,
         };
         read == ReadKind::Linearizable
     }
@@ -218,6 +248,11 @@ impl Request {
             | Request::Join(_)
             | Request::Placement(_)
             | Request::Report(_)
+            | Request::Overview(_)
+            | Request::Explain(_)
+            | Request::Arrange(_)
+            | Request::ListKeyspaces
+            | Request::Within(_)
             | Request::Locate(_)
             | Request::Routes(_)
             | Request::CreateReplica(_)
@@ -225,7 +260,8 @@ impl Request {
             | Request::ReplicaLeft(_)
             | Request::AddReplica(_)
             | Request::RemoveReplica(_)
-            | Request::CheckReplica(..) => None,
+            | Request::CheckReplica(..)
+            | Request::Merge(_) => None,
         }
     }
 }
@@ -270,14 +306,22 @@ pub enum Response {
     /// To [`Request::Placement`].
     Placement(PlacementAnswer),
     /// To [`Request::Report`]: everything reported is recorded.
-    Report(Changes),
+    Report(Orders),
+    /// To [`Request::Overview`].
+    Overview(Box<Overview>),
+    /// To [`Request::Explain`].
+    Explain(Box<Explained>),
+    /// To [`Request::Arrange`]: it is recorded.
+    Arrange,
+    /// To [`Request::ListKeyspaces`]: by name, deleted ones too.
+    Keyspaces(Vec<Definition>),
     /// To [`Request::Locate`].
     Locate(ShardRoute),
     /// To [`Request::Routes`]: the number to ask on from, and the routes.
     Routes(u64, Vec<ShardRoute>),
     /// To [`Request::CreateReplica`].
     CreateReplica(Creation),
-    /// To [`Request::Membership`]: also the shard as its leader knows it.
+    /// To [`Request::Membership`]: also the shard, or the one that has absorbed it, as its leader knows it.
     Membership(Standing, ShardDescriptor),
     /// To [`Request::ReplicaLeft`]: heard.
     ReplicaLeft,
@@ -287,6 +331,8 @@ pub enum Response {
     RemoveReplica(ShardDescriptor),
     /// To [`Request::CheckReplica`].
     CheckReplica(Checked),
+    /// To [`Request::Merge`].
+    Merge(MergeReply),
 }
 
 /// What is asked about a replica's state.
@@ -358,8 +404,29 @@ pub struct Scan {
     pub keys_only: bool,
     /// How fresh.
     pub read: ReadKind,
-    /// Go on at this stamp, which an earlier portion named: both are one cut of their shard.
-    pub as_of: Option<Timestamp>,
+    /// Go on with this cut, which an earlier portion named.
+    pub cut: Option<Cut>,
+}
+
+/// One cut of a shard that is read in portions. What comes to the shard meanwhile is no part of it: writes from
+/// before the cut may be there above its stamp.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The stamp as of which all of it is read.
+    pub as_of: Timestamp,
+    /// The key at which it ends, and backwards the one at which it begins; `None`: where the shard does. Of
+    /// stored keys, in every keyspace.
+    pub border: Option<Key>,
+}
+
+impl Cut {
+    /// All that a shard has, as it was at a stamp.
+    pub fn at(as_of: Timestamp) -> Cut {
+        Cut {
+            as_of,
+            border: None,
+        }
+    }
 }
 
 impl Scan {
@@ -369,6 +436,18 @@ impl Scan {
             Anchor::Before(self.range.end.as_deref())
         } else {
             Anchor::At(&self.range.start)
+        }
+    }
+
+    /// The cut that what this scan leaves of its range belongs to.
+    pub fn cut_at(&self, as_of: Timestamp) -> Cut {
+        let border = match self.reverse {
+            true => Some(self.range.start.clone()),
+            false => self.range.end.clone(),
+        };
+        Cut {
+            as_of,
+            border: border.filter(|border| !border.is_empty()),
         }
     }
 }
@@ -383,11 +462,63 @@ pub struct Page {
     pub rest: Option<KeyRange>,
     /// The stamp at which all of this portion was read.
     pub as_of: Timestamp,
-    /// The stamp at which `rest` goes on in the same cut. `None` when nothing is left, or when it
-    /// begins in another shard, and so with a new cut.
-    pub rest_as_of: Option<Timestamp>,
+    /// The cut with which `rest` goes on. `None` when nothing is left, or when it begins in another
+    /// shard, and so with a new cut.
+    pub rest_cut: Option<Cut>,
     /// By whom.
     pub answered: Answered,
+    /// How it is to be taken; set in a hash keyspace alone.
+    pub unordered: Option<Unordered>,
+}
+
+/// A portion of a hash keyspace: its keys come bucket by bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unordered {
+    /// Where `rest` goes on, as [`Within::resume`] of the next request. Means nothing but to nodes.
+    pub resume: Option<Key>,
+}
+
+/// What is asked of the keys of a keyspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Within {
+    /// The keyspace.
+    pub keyspace: KeyspaceName,
+    /// What is asked.
+    pub request: KeyRequest,
+    /// Where a scan or the removal of a range goes on, in the words of an earlier answer.
+    pub resume: Option<Key>,
+}
+
+/// What can be asked of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyRequest {
+    /// One key.
+    Get(Get),
+    /// Several keys.
+    BatchGet(BatchGet),
+    /// A portion of a range.
+    Scan(Scan),
+    /// A change.
+    Write(Write),
+}
+
+impl KeyRequest {
+    /// The request for these keys as they are, or as keys of a keyspace.
+    pub fn of(self, keyspace: Option<KeyspaceName>, resume: Option<Key>) -> Request {
+        if let Some(keyspace) = keyspace {
+            return Request::Within(Within {
+                keyspace,
+                request: self,
+                resume,
+            });
+        }
+        match self {
+            KeyRequest::Get(get) => Request::Get(get),
+            KeyRequest::BatchGet(get) => Request::BatchGet(get),
+            KeyRequest::Scan(scan) => Request::Scan(scan),
+            KeyRequest::Write(write) => Request::Write(write),
+        }
+    }
 }
 
 /// Asks a node for its state.
@@ -564,13 +695,11 @@ pub struct JoinResponse {
     pub members: Vec<Member>,
 }
 
-/// What has changed at a node, for placement.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Report {
-    /// Shards that it leads and that have changed since a report of them was answered.
-    pub shards: Vec<ShardDescriptor>,
-    /// The number of the last change of placement's state that it knows; 0: none.
-    pub since: u64,
+/// What is wanted of an overview.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OverviewQuery {
+    /// Whether the shards are listed.
+    pub shards: bool,
 }
 
 /// Orders a replica that begins with nothing: its group's log or a snapshot fills it.
@@ -604,7 +733,7 @@ pub struct ReplicaName {
 }
 
 /// Whether a replica belongs to its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
     /// It is a voter or a learner.
     Member,
@@ -612,6 +741,8 @@ pub enum Standing {
     NotYet,
     /// It is neither and never will be.
     Stranger,
+    /// The shard has ended: another one has absorbed it, and these too.
+    Absorbed(Vec<ShardId>),
 }
 
 /// Gives a shard a further replica.

@@ -95,7 +95,7 @@ pub fn code(error: &Error) -> Code {
         | Error::Spanning { .. }
         | Error::WrongCluster { .. }
         | Error::WrongNode { .. } => Code::FailedPrecondition,
-        Error::NotFound { .. } => Code::NotFound,
+        Error::NotFound { .. } | Error::NoKeyspace { .. } => Code::NotFound,
         Error::Internal(_) => Code::Internal,
     }
 }
@@ -131,6 +131,7 @@ fn own_request(error: &Error) -> Option<RequestId> {
         | Error::WrongCluster { .. }
         | Error::WrongNode { .. }
         | Error::NotFound { .. }
+        | Error::NoKeyspace { .. }
         | Error::Internal(_) => None,
     }
 }
@@ -186,6 +187,9 @@ fn kind_out(error: &Error) -> Kind {
             actual: actual.0,
             actual_incarnation: Bytes::copy_from_slice(&actual_incarnation.0),
         }),
+        Error::NoKeyspace { name } => Kind::NoKeyspace(v1::NoKeyspaceError {
+            name: shortened(name),
+        }),
         Error::NotFound { what } => Kind::NotFound(v1::NotFoundError {
             what: shortened(what),
         }),
@@ -222,6 +226,7 @@ fn info(error: &Error) -> pb::ErrorInfo {
         Error::WrongCluster { .. } => "WRONG_CLUSTER",
         Error::WrongNode { .. } => "WRONG_NODE",
         Error::NotFound { .. } => "NOT_FOUND",
+        Error::NoKeyspace { .. } => "NO_KEYSPACE",
         Error::Internal(_) => "INTERNAL",
     };
     let effect = match error.effect() {
@@ -431,6 +436,7 @@ pub fn from_detail(detail: v1::ErrorDetail) -> Option<Error> {
         Kind::NotFound(not_found) => Error::NotFound {
             what: not_found.what,
         },
+        Kind::NoKeyspace(absent) => Error::NoKeyspace { name: absent.name },
         Kind::Internal(internal) => Error::Internal(internal.reason),
     };
     Some(error)
@@ -554,6 +560,7 @@ mod tests {
                 actual_incarnation: Incarnation([2; 16]),
             },
             Error::NotFound { what: text() },
+            Error::NoKeyspace { name: text() },
             Error::Internal(text()),
         ]
     }

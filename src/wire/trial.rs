@@ -6,6 +6,7 @@ use prost::Message;
 
 use crate::types::RequestId;
 use crate::wire::codec;
+use crate::wire::convert::admin;
 use crate::wire::convert::cluster;
 use crate::wire::convert::kv;
 use crate::wire::convert::placement;
@@ -72,11 +73,21 @@ const CLUSTER: &[Reader] = &[
     |bytes| read(bytes, |message| cluster::changed_of(Some(message))),
 ];
 
+const ADMIN: &[Reader] = &[
+    |bytes| read(bytes, |message| admin::overview_query_of(&message)),
+    |bytes| read(bytes, admin::overview_of),
+    |bytes| read(bytes, |message| admin::explain_of(&message)),
+    |bytes| read(bytes, admin::explained_of),
+    |bytes| read(bytes, admin::arrangement_of),
+    |bytes| read(bytes, |message| admin::list_keyspaces_of(&message)),
+    |bytes| read(bytes, admin::keyspaces_of),
+];
+
 const PLACEMENT: &[Reader] = &[
     |bytes| read(bytes, placement::command_of),
     |bytes| read(bytes, placement::answer_of),
     |bytes| read(bytes, placement::report_of),
-    |bytes| read(bytes, placement::changes_of),
+    |bytes| read(bytes, placement::orders_of),
     |bytes| read(bytes, placement::join_of),
     |bytes| read(bytes, placement::joined_of),
     |bytes| read(bytes, placement::locate_of),
@@ -135,6 +146,11 @@ pub(crate) fn cluster(bytes: &[u8]) -> bool {
     any(CLUSTER, bytes)
 }
 
+/// As a message of `Administration`.
+pub(crate) fn admin(bytes: &[u8]) -> bool {
+    any(ADMIN, bytes)
+}
+
 /// As a message of `Placement`, between nodes or with clients.
 pub(crate) fn placement(bytes: &[u8]) -> bool {
     any(PLACEMENT, bytes)
@@ -153,7 +169,7 @@ pub(crate) fn error(bytes: &[u8]) -> bool {
 /// As all of these.
 #[cfg(test)]
 pub(crate) fn everything(bytes: &[u8]) {
-    for read in [kv, cluster, placement, transport, error] {
+    for read in [kv, cluster, admin, placement, transport, error] {
         read(bytes);
     }
 }

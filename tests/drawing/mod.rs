@@ -7,23 +7,26 @@
 pub mod words;
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use quorate::placement::Operator;
 use quorate::placement::Policy;
 use quorate::placement::ShardView;
 use quorate::placement::View;
 use quorate::placement::node::Health;
 use quorate::placement::operator::Progress;
-use quorate::placement::operator::SplitPoint;
-use quorate::placement::operator::Step;
 use quorate::placement::plan;
+use quorate::placement::sightings::placement_rule;
 use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
 use quorate::types::ReplicaId;
 use quorate::types::ShardId;
 use quorate::types::Timestamp;
+use quorate::types::operator::Operator;
+use quorate::types::operator::SplitPoint;
+use quorate::types::operator::Step;
+use quorate::types::shard::Epoch;
 use quorate::types::shard::Replica;
 
 /// A cluster at one moment, and what is needed to go on from there.
@@ -88,7 +91,7 @@ impl Drawing {
     }
 
     fn advance(&mut self, operator: &Operator) -> Fate {
-        let shard = &self.view.shards[&operator.shard];
+        let shard = self.view.shard(operator.shard).unwrap();
         match operator.next(shard) {
             Progress::Done => Fate::Done,
             Progress::Stale => Fate::Stale,
@@ -117,6 +120,10 @@ impl Drawing {
                 true => shard.busy_for += time,
                 false => shard.busy_for = Duration::ZERO,
             }
+            match shard.is_quiet(&self.policy) {
+                true => shard.quiet_for += time,
+                false => shard.quiet_for = Duration::ZERO,
+            }
         }
     }
 
@@ -127,7 +134,8 @@ impl Drawing {
             let node = nodes.get(&replica.node);
             node.is_some_and(|node| node.health(policy) < Health::Suspect)
         };
-        for shard in self.view.shards.values_mut() {
+        let placement = self.view.placement.iter_mut();
+        for shard in placement.chain(self.view.shards.values_mut()) {
             let live: Vec<Replica> = shard.voters().filter(is_live).collect();
             if live.len() <= shard.voters().count() / 2 {
                 shard.leader = None;
@@ -140,6 +148,7 @@ impl Drawing {
 
     /// Counts again what the disks hold.
     pub fn refresh(&mut self) {
+        self.view.placement_rule = placement_rule(&self.view.nodes);
         for (id, node) in &mut self.view.nodes {
             let shards = self.view.shards.values();
             let held = shards.filter(|shard| shard.descriptor.replica_on(*id).is_some());
@@ -154,7 +163,10 @@ impl Drawing {
     }
 
     fn shard(&mut self, id: ShardId) -> &mut ShardView {
-        self.view.shards.get_mut(&id).unwrap()
+        match id {
+            ShardId::PLACEMENT => self.view.placement.as_mut().unwrap(),
+            id => self.view.shards.get_mut(&id).unwrap(),
+        }
     }
 
     fn perform(&mut self, id: ShardId, step: Step) {
@@ -174,6 +186,7 @@ impl Drawing {
                 shard.led_for = Duration::ZERO;
             }
             Step::Split(at) => self.split(id, at),
+            Step::Merge { right, epoch } => self.merge(id, right, epoch),
         }
     }
 
@@ -209,6 +222,7 @@ impl Drawing {
         let parent = self.shard(id);
         let (left, right) = parent.descriptor.range.split_at(at).unwrap();
         parent.descriptor.epoch.bounds += 1;
+        parent.quiet_for = Duration::ZERO;
         let mut child = parent.clone();
         parent.descriptor.range = left.clone();
         child.descriptor.id = child_id;
@@ -240,7 +254,33 @@ impl Drawing {
         parent.load.bytes = share(parent.load.bytes);
         child.load.operations -= parent.load.operations;
         child.load.bytes -= parent.load.bytes;
+        (parent.steady, child.steady) = (parent.load, child.load);
         self.view.shards.insert(child_id, child);
+    }
+}
+
+impl Drawing {
+    fn merge(&mut self, id: ShardId, right: ShardId, epoch: Epoch) {
+        assert!(!self.view.operators.contains_key(&right), "{right} is busy");
+        let right = self.view.shards.remove(&right).unwrap();
+        let left = self.shard(id);
+        let nodes = |shard: &ShardView| -> BTreeSet<NodeId> {
+            let replicas = shard.descriptor.replicas.iter();
+            replicas.map(|replica| replica.node).collect()
+        };
+        assert_eq!(nodes(left), nodes(&right), "they are on the same nodes");
+        assert_eq!(right.descriptor.epoch, epoch, "it is as it was planned");
+        let (known, end) = (&mut left.descriptor, right.descriptor.range.end);
+        assert_eq!(known.range.end, Some(right.descriptor.range.start));
+        known.range.end = end;
+        known.epoch.bounds = known.epoch.bounds.max(epoch.bounds) + 1;
+        left.bytes += right.bytes;
+        left.keys += right.keys;
+        left.load.operations += right.load.operations;
+        left.load.bytes += right.load.bytes;
+        left.steady = left.load;
+        left.sample.extend(right.sample);
+        left.quiet_for = Duration::ZERO;
     }
 }
 

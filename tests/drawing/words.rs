@@ -6,16 +6,19 @@ use std::time::Duration;
 use quorate::placement::NodeView;
 use quorate::placement::ShardView;
 use quorate::placement::explain;
-use quorate::placement::node::Duty;
-use quorate::placement::node::Role;
 use quorate::placement::plan::Finding;
-use quorate::placement::rule::Label;
-use quorate::placement::rule::Rule;
 use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
 use quorate::types::ReplicaId;
 use quorate::types::ShardId;
+use quorate::types::keyspace::Buckets;
+use quorate::types::keyspace::Keyspace;
+use quorate::types::keyspace::Layout;
+use quorate::types::node::Duty;
+use quorate::types::node::Role;
+use quorate::types::rule::Label;
+use quorate::types::rule::Rule;
 use quorate::types::shard::Epoch;
 use quorate::types::shard::Replica;
 use quorate::types::shard::ShardDescriptor;
@@ -40,8 +43,17 @@ impl Drawing {
             }
             "nodes" => words.iter().for_each(|word| self.draw_node(word)),
             "node" => self.change_node(&words),
-            "shard" => self.draw_shard(&words),
+            "shard" => {
+                let shard = draw_shard(&words);
+                self.view.shards.insert(shard.descriptor.id, shard);
+            }
+            // `placement on 1* 2 3`: its own group.
+            "placement" => {
+                let words: Vec<&str> = ["0", ".."].into_iter().chain(words).collect();
+                self.view.placement = Some(draw_shard(&words));
+            }
             "rule" => self.view.rules.push(rule(&words)),
+            "keyspace" => self.view.keyspaces.push(keyspace(&words)),
             "policy" => words.iter().for_each(|word| self.set(word)),
             "wait" => self.wait(time(words[0])),
             "elect" => self.elect(),
@@ -54,7 +66,7 @@ impl Drawing {
             }
             "step" => return lines(self.step().into_iter().map(fate)),
             "settle" => return self.settle(),
-            "show" => return lines(self.view.shards.values().map(show)),
+            "show" => return lines(self.view.groups().map(show)),
             "explain" => return self.explained(ShardId(number(words[0]))),
             _ => panic!("no such command: {line}"),
         }
@@ -114,55 +126,6 @@ impl Drawing {
         }
     }
 
-    /// `1 a..m on 1* 2 3+ 64MiB 500ops`: on three nodes, led on the first, and a learner on the third.
-    fn draw_shard(&mut self, words: &[&str]) {
-        let id = number(words[0]);
-        let (start, end) = words[1].split_once("..").unwrap();
-        let range = KeyRange {
-            start: Key::copy_from_slice(start.as_bytes()),
-            end: (!end.is_empty()).then(|| Key::copy_from_slice(end.as_bytes())),
-        };
-        let mut shard = ShardView::new(ShardDescriptor {
-            id: ShardId(id),
-            range,
-            epoch: Epoch { conf: 1, bounds: 1 },
-            replicas: Vec::new(),
-        });
-        (shard.bytes, shard.keys) = (10 * MIB, 100);
-        shard.led_for = Duration::from_secs(3_600);
-        for word in &words[2..] {
-            let on_node = |node: &str| ReplicaId(id * 10 + number(node));
-            match word.split_once(':') {
-                Some(("keys", value)) => shard.keys = number(value),
-                Some(("led", value)) => shard.led_for = time(value),
-                Some(("busy", value)) => shard.busy_for = time(value),
-                Some(("sample", value)) => {
-                    let keys = value.split(',').flat_map(sampled);
-                    shard.sample = keys.collect();
-                }
-                Some(("lag", value)) => {
-                    let (node, lag) = value.split_once('=').unwrap();
-                    shard.lags.insert(on_node(node), number(lag));
-                }
-                Some(("arrived", value)) => {
-                    let (node, ago) = value.split_once('=').unwrap();
-                    shard.arrived.insert(on_node(node), time(ago));
-                }
-                Some(_) => panic!("no such word: {word}"),
-                None if *word == "on" => {}
-                None if word.ends_with("ops") => {
-                    shard.load.operations = number(word.trim_end_matches("ops"));
-                }
-                None if word.ends_with("B/s") => {
-                    shard.load.bytes = bytes(word.trim_end_matches("/s"));
-                }
-                None if word.ends_with('B') => shard.bytes = bytes(word),
-                None => draw_replica(&mut shard, word),
-            }
-        }
-        self.view.shards.insert(shard.descriptor.id, shard);
-    }
-
     fn set(&mut self, word: &str) {
         let (name, value) = word.split_once(':').unwrap();
         let policy = &mut self.policy;
@@ -174,6 +137,10 @@ impl Drawing {
             "samples" => policy.split_samples_min = number(value) as usize,
             "rest" => (policy.replica_rest, policy.leader_rest) = (time(value), time(value)),
             "replace_after" => policy.replace_after = time(value),
+            "merges_at_once" => policy.merges_at_once = number(value) as usize,
+            "merge_sustained" => policy.merge_sustained = time(value),
+            "merge_bytes" => policy.merge_bytes = Some(bytes(value)).filter(|bytes| *bytes > 0),
+            "split_bytes" => policy.split_bytes = bytes(value),
             _ => panic!("no such word: {word}"),
         }
     }
@@ -249,6 +216,24 @@ fn rule(words: &[&str]) -> Rule {
     rule
 }
 
+/// `orders buckets:16 parts:4`; without buckets it is ordered.
+fn keyspace(words: &[&str]) -> Keyspace {
+    let (mut buckets, mut parts) = (None, None);
+    for word in &words[1..] {
+        let (name, value) = word.split_once(':').unwrap();
+        match name {
+            "buckets" => buckets = Some(number(value) as u32),
+            "parts" => parts = Some(number(value) as u32),
+            _ => panic!("no such word: {word}"),
+        }
+    }
+    let layout = match buckets {
+        None => Layout::Ordered,
+        Some(_) => Layout::Hash(Buckets::of(buckets, parts)),
+    };
+    Keyspace::new(words[0].parse().unwrap(), None, layout).unwrap()
+}
+
 fn label(word: &str) -> Label {
     let (name, value) = word.split_once('=').unwrap();
     Label {
@@ -295,9 +280,61 @@ fn fate((operator, fate): (super::Operator, Fate)) -> String {
     }
 }
 
+/// `1 a..m on 1* 2 3+ 64MiB 500ops`: on three nodes, led on the first, and a learner on the third.
+fn draw_shard(words: &[&str]) -> ShardView {
+    let id = number(words[0]);
+    let (start, end) = words[1].split_once("..").unwrap();
+    let range = KeyRange {
+        start: Key::copy_from_slice(start.as_bytes()),
+        end: (!end.is_empty()).then(|| Key::copy_from_slice(end.as_bytes())),
+    };
+    let mut shard = ShardView::new(ShardDescriptor {
+        id: ShardId(id),
+        range,
+        epoch: Epoch { conf: 1, bounds: 1 },
+        replicas: Vec::new(),
+    });
+    (shard.bytes, shard.keys) = (10 * MIB, 100);
+    shard.led_for = Duration::from_secs(3_600);
+    for word in &words[2..] {
+        let on_node = |node: &str| ReplicaId(id * 10 + number(node));
+        match word.split_once(':') {
+            Some(("keys", value)) => shard.keys = number(value),
+            Some(("led", value)) => shard.led_for = time(value),
+            Some(("busy", value)) => shard.busy_for = time(value),
+            Some(("quiet", value)) => shard.quiet_for = time(value),
+            Some(("sample", value)) => {
+                let keys = value.split(',').flat_map(sampled);
+                shard.sample = keys.collect();
+            }
+            Some(("lag", value)) => {
+                let (node, lag) = value.split_once('=').unwrap();
+                shard.lags.insert(on_node(node), number(lag));
+            }
+            Some(("arrived", value)) => {
+                let (node, ago) = value.split_once('=').unwrap();
+                shard.arrived.insert(on_node(node), time(ago));
+            }
+            Some(_) => panic!("no such word: {word}"),
+            None if *word == "on" => {}
+            None if word.ends_with("ops") => {
+                shard.load.operations = number(word.trim_end_matches("ops"));
+                shard.steady = shard.load;
+            }
+            None if word.ends_with("B/s") => {
+                shard.load.bytes = bytes(word.trim_end_matches("/s"));
+                shard.steady = shard.load;
+            }
+            None if word.ends_with('B') => shard.bytes = bytes(word),
+            None => draw_replica(&mut shard, word),
+        }
+    }
+    shard
+}
+
 fn show(shard: &ShardView) -> String {
     let descriptor = &shard.descriptor;
-    let mut out = format!("{} {} on", descriptor.id, descriptor.range);
+    let mut out = format!("{} {} on", descriptor.id.group(), descriptor.range);
     for replica in &descriptor.replicas {
         let leads = shard.leader == Some(replica.id);
         let learns = shard.learners.contains(&replica.id);

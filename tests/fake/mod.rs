@@ -4,11 +4,15 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod keyspaces;
+mod placement;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -18,6 +22,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::stream::StreamExt;
+pub(crate) use placement::Placement;
 use quorate::error::Error;
 use quorate::error::Result;
 use quorate::types::ClusterId;
@@ -31,6 +36,7 @@ use quorate::types::RequestId;
 use quorate::types::ShardId;
 use quorate::types::Timestamp;
 use quorate::types::key::Anchor;
+use quorate::types::keyspace::Definition;
 use quorate::types::log::Vote;
 use quorate::types::node::Member;
 use quorate::types::request::Answered;
@@ -48,6 +54,7 @@ use quorate::wire::request::AppendRequest;
 use quorate::wire::request::AppendResponse;
 use quorate::wire::request::Call;
 use quorate::wire::request::Channel;
+use quorate::wire::request::Cut;
 use quorate::wire::request::GroupStatus;
 use quorate::wire::request::NodeStatus;
 use quorate::wire::request::Page;
@@ -60,6 +67,9 @@ use quorate::wire::request::SnapshotHeader;
 
 /// Where the cluster's clock stands at the start.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
+
+/// The nodes with a replica of placement's group.
+const PLACEMENT: RangeInclusive<u64> = 1..=3;
 
 /// How one call goes wrong.
 #[derive(Debug, Clone)]
@@ -103,7 +113,11 @@ pub(crate) struct State {
     pub(crate) puts_left: Option<u64>,
     /// Pages after which every further one is refused.
     pub(crate) pages_left: Option<u64>,
-    /// Where clients reach nodes 1, 2 and 3.
+    /// What placement knows and does.
+    pub(crate) placement: Placement,
+    /// The keyspaces, in the order in which they were made.
+    pub(crate) keyspaces: Vec<Definition>,
+    /// Where clients reach the nodes, from node 1 on.
     pub(crate) addresses: Vec<String>,
     /// Node and kind of each call that arrived.
     pub(crate) calls: Vec<String>,
@@ -132,6 +146,8 @@ impl Cluster {
             puts_left: None,
             hang_value: None,
             addresses: (1..=3).map(|node| format!("n{node}:7400")).collect(),
+            placement: Placement::default(),
+            keyspaces: Vec::new(),
             pages_left: None,
             calls: Vec::new(),
             busiest: 0,
@@ -168,6 +184,13 @@ impl Cluster {
     /// Lets a shard begin at `at`; it gets the next id.
     pub(crate) fn split(&self, at: impl Into<Bytes>) {
         self.state().split(at.into()).unwrap();
+    }
+
+    /// A further node, which holds nothing.
+    pub(crate) fn add_node(&self) {
+        let mut state = self.state();
+        let address = format!("n{}:7400", state.addresses.len() + 1);
+        state.addresses.push(address);
     }
 
     /// Calls that arrived since the last look, as `n1 put n2 get`.
@@ -274,10 +297,15 @@ impl State {
             Request::Status(_) => "status",
             Request::TransferLeader(_) => "transfer",
             Request::SplitShard(_) => "split",
+            Request::Overview(_) => "overview",
+            Request::Explain(_) => "explain",
+            Request::ListKeyspaces => "keyspaces",
+            Request::Within(_) => "within",
+            Request::Arrange(_) => "arrange",
             _ => "other",
         };
         self.calls.push(format!("n{node} {kind}"));
-        if !(1..=3).contains(&node) || self.down.contains(&node) {
+        if !self.nodes().contains(&node) || self.down.contains(&node) {
             return Some(Err(Error::unavailable(
                 format!("n{node}:7400"),
                 "connection refused",
@@ -380,6 +408,15 @@ impl State {
                 }
                 let (left, right) = self.split(split.at)?;
                 Ok(Response::SplitShard { left, right })
+            }
+            Request::Overview(query) => self.overview(query),
+            Request::Explain(shard) => self.explain(shard),
+            Request::Arrange(arrangement) => self.arrange(arrangement),
+            Request::ListKeyspaces => Ok(Response::Keyspaces(self.keyspaces.clone())),
+            Request::Within(within) => {
+                let request = self.stored(&within)?;
+                let response = self.handle(node, Call { request, ..call })?;
+                self.of_keyspace(&within, response)
             }
             other => Err(Error::invalid("request", format!("{other:?}"))),
         }
@@ -563,14 +600,19 @@ impl State {
                 item.versioned.value = Bytes::new();
             }
         }
-        let as_of = scan.as_of.unwrap_or(self.stamp);
+        let as_of = scan.cut.as_ref().map_or(self.stamp, |cut| cut.as_of);
         Ok(Page {
             items: inside,
-            rest_as_of: rest_here.is_some().then_some(as_of),
+            rest_cut: rest_here.is_some().then(|| Cut::at(as_of)),
             rest: rest_here.or(rest_elsewhere),
             as_of,
             answered,
+            unordered: None,
         })
+    }
+
+    fn nodes(&self) -> RangeInclusive<u64> {
+        1..=self.addresses.len() as u64
     }
 
     fn member(&self, id: u64) -> Member {
@@ -604,7 +646,12 @@ impl State {
             state_hash: None,
         };
         let mut groups = vec![group(GroupId::Placement, self.leader, None)];
-        groups.extend(self.shards.iter().map(|shard| {
+        if !PLACEMENT.contains(&node) || self.placement.left.contains(&node) {
+            groups.clear();
+        }
+        let held = self.shards.iter();
+        let held = held.filter(|shard| shard.replica_on(NodeId(node)).is_some());
+        groups.extend(held.map(|shard| {
             let leader = self.leaders.get(&shard.id.0).copied().or(self.leader);
             group(GroupId::Shard(shard.id), leader, Some(shard.clone()))
         }));
@@ -616,7 +663,7 @@ impl State {
             ready: !self.not_ready.contains(&node),
             free_bytes: 1 << 30,
             groups,
-            members: (1..=3).map(|node| self.member(node)).collect(),
+            members: self.nodes().map(|node| self.member(node)).collect(),
         }
     }
 }

@@ -27,10 +27,12 @@ use quorate::error::Result;
 use quorate::machine::Applied;
 use quorate::machine::MachineError;
 use quorate::machine::Membership;
+use quorate::machine::Need;
 use quorate::machine::Received;
 use quorate::machine::SnapshotReceiver;
 use quorate::machine::SnapshotSource;
 use quorate::machine::StateMachine;
+use quorate::raft::Alone;
 use quorate::raft::Group;
 use quorate::raft::Leadership;
 use quorate::raft::Opening;
@@ -249,8 +251,9 @@ impl Seat {
                 async {}.boxed()
             }),
             fail: Arc::new(move |why| lock(&failed).complaints.push(why)),
-            seeded: Arc::new(|_| {}),
+            neighbours: Arc::new(Alone),
             introduction: Arc::new(|| None),
+            pace: Arc::default(),
             options: ground.options.clone(),
             holds_back: false,
         };
@@ -457,8 +460,16 @@ impl StateMachine for Watched {
         self.machine.apply(entries)
     }
 
+    fn take_need(&mut self) -> Option<Need> {
+        self.machine.take_need()
+    }
+
     fn take_seeded(&mut self) -> Vec<ReplicaId> {
         self.machine.take_seeded()
+    }
+
+    fn take_ended(&mut self) -> Vec<ReplicaId> {
+        self.machine.take_ended()
     }
 
     fn snapshot(&self) -> std::result::Result<Box<dyn SnapshotSource>, MachineError> {
@@ -471,6 +482,10 @@ impl StateMachine for Watched {
 
     fn receiver(&self) -> Box<dyn SnapshotReceiver> {
         self.machine.receiver()
+    }
+
+    fn displaces(&self, received: &Received) -> std::result::Result<Vec<ReplicaId>, MachineError> {
+        self.machine.displaces(received)
     }
 
     fn install(
@@ -571,7 +586,7 @@ pub fn version_in(answer: &[u8]) -> Timestamp {
 pub fn versions_in(answer: &[u8]) -> Vec<Timestamp> {
     let outcomes = match Answer::decode(answer).unwrap() {
         Answer::Writes(outcomes) => outcomes,
-        other @ Answer::Split(_) => panic!("writes were answered {other:?}"),
+        other @ (Answer::Split(_) | Answer::Merge(_)) => panic!("writes were answered {other:?}"),
     };
     let version = |outcome: WriteOutcome| match outcome {
         WriteOutcome::Done { version, .. } => version,

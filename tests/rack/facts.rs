@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use quorate::env::clock::Clock;
 use quorate::env::rng::Chance;
+use quorate::node::replica::Replica;
 use quorate::shard::ShardReader;
 use quorate::types::Key;
 use quorate::types::KeyRange;
@@ -14,9 +15,11 @@ use quorate::types::Timestamp;
 use quorate::types::Value;
 use quorate::types::request::Condition;
 use quorate::types::request::Operation;
+use quorate::types::request::ReadKind;
 use quorate::types::request::Write;
 use quorate::types::request::WriteKind;
 use quorate::types::request::WriteOutcome;
+use quorate::wire::request::Get;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
 
@@ -77,8 +80,28 @@ impl Facts {
         Ok(())
     }
 
+    /// A node's replica says the newest value of a key.
+    pub async fn read(
+        &self,
+        rack: &Rack,
+        node: usize,
+        replica: Replica,
+        key: Key,
+    ) -> Result<(), String> {
+        let get = Get {
+            key: key.clone(),
+            read: ReadKind::Linearizable,
+        };
+        let read = rack.on(node, async move { replica.get(get).await });
+        let read = read.await.ok_or("the node has ended")?;
+        let (found, _) = read.map_err(|error| error.to_string())?;
+        let found = found.map(|found| found.value);
+        assert_eq!(found, self.newest(&key), "{key:?} on n{}", node + 1);
+        Ok(())
+    }
+
     /// The newest value of a key.
-    pub fn newest(&self, key: &[u8]) -> Option<Value> {
+    fn newest(&self, key: &[u8]) -> Option<Value> {
         let versions = self.versions().remove(key)?;
         versions.last().and_then(|(_, value)| value.clone())
     }

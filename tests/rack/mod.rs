@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub)]
+#![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod cases;
 pub mod facts;
 pub mod net;
 pub mod steps;
@@ -26,15 +28,20 @@ use quorate::node::boot::Boot;
 use quorate::node::boot::BootError;
 use quorate::node::boot::Stores;
 use quorate::node::changes::Changer;
+use quorate::node::driver::Driver;
 use quorate::node::formation::Formed;
 use quorate::node::formation::InitialLayout;
+use quorate::node::keyspaces::Keyspaces;
 use quorate::node::members::Members;
+use quorate::node::members::Nodes;
+use quorate::node::merges::Merges;
 use quorate::node::orphans::Orphans;
 use quorate::node::placement::PlacementClient;
 use quorate::node::registry::Registry;
 use quorate::node::replica::Replica;
 use quorate::node::router::Router;
 use quorate::raft;
+use quorate::raft::Group;
 use quorate::raft::Leadership;
 use quorate::server::handler::Handler;
 use quorate::server::host::Host;
@@ -62,6 +69,7 @@ use quorate::wire::request::Response;
 use steps::SteppedEngine;
 use steps::SteppedFiles;
 use steps::Steps;
+use tokio::runtime::Handle;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 use tokio::time::sleep;
@@ -125,6 +133,7 @@ struct Life {
     runtime: Option<Runtime>,
     steps: Arc<Steps>,
     stores: Stores,
+    merges: Merges,
     /// Why the node has ended though nobody has ended it.
     failure: Arc<Mutex<Option<String>>>,
 }
@@ -197,11 +206,15 @@ impl Rack {
             let failed = tasks.failed().await;
             watched.because(failed.to_string());
         });
-        handler.open(host(seat.id, &stores, channel));
+        let life = (runtime.handle(), steps.ended());
+        let host = host(seat.id, &stores, channel, life);
+        let merges = host.merges.clone();
+        handler.open(host);
         self.seats[node].life = Some(Life {
             runtime: Some(runtime),
             steps,
             stores,
+            merges,
             failure,
         });
     }
@@ -259,6 +272,11 @@ impl Rack {
         Arc::clone(&self.life(node).stores.registry)
     }
 
+    /// What a node makes one shard of two with.
+    pub fn merges(&self, node: usize) -> Merges {
+        self.life(node).merges.clone()
+    }
+
     /// The replica of a shard on a node.
     pub fn replica(&self, node: usize, shard: ShardId) -> Result<Replica, String> {
         self.check(node);
@@ -301,6 +319,49 @@ impl Rack {
         self.on(node, async move { flush().await }).await;
     }
 
+    /// Flushes every node until its logs are purged behind that: the library purges what the checkpoint before
+    /// has covered.
+    pub async fn purge(&self) {
+        for node in self.living() {
+            let groups = self.registry(node).groups();
+            let applied = |group: Group| {
+                let position = group.machine_applied().position.unwrap_or_default();
+                (group, position.index)
+            };
+            let covered: Vec<_> = groups.into_iter().map(applied).collect();
+            eventually("a purged log", async || {
+                self.checkpoint(node).await;
+                let behind = |(group, upto): &&(Group, u64)| group.view().purged_index < *upto;
+                match covered.iter().find(behind) {
+                    None => Ok(()),
+                    Some((group, upto)) => {
+                        Err(format!("{} of n{} to {upto}", group.id(), node + 1))
+                    }
+                }
+            })
+            .await;
+        }
+    }
+
+    /// Waits until the replicas on all living nodes have come equally far, and compares them.
+    pub async fn level(&self, shards: &[ShardId]) {
+        for shard in shards {
+            eventually("equal replicas", async || {
+                let mut hashes = Vec::new();
+                for node in self.living() {
+                    hashes.push(self.state_hash(node, *shard).await?);
+                }
+                let first = hashes[0];
+                match hashes.iter().all(|hash| hash.position == first.position) {
+                    false => Err(format!("{shard} is at {hashes:?}")),
+                    true if hashes.iter().all(|hash| *hash == first) => Ok(()),
+                    true => panic!("{shard} differs: {hashes:?}"),
+                }
+            })
+            .await;
+        }
+    }
+
     /// Asks the nodes in turn until one answers.
     pub async fn ask(&self, request: Request) -> Response {
         let channel = self.net.channel(CancellationToken::new());
@@ -339,6 +400,15 @@ impl Rack {
             .unwrap_or_else(|error| panic!("open the log of n{} again: {error}", node + 1));
         let known = wal.replicas();
         known.into_iter().map(|replica| replica.id).collect()
+    }
+
+    /// Those of them that have ended, by the log.
+    pub fn ended(&self, node: usize) -> BTreeSet<ReplicaId> {
+        let disk = Arc::new(self.seats[node].disk.copy());
+        let (wal, _writer) = Wal::open(disk, &directory(self.seats[node].id), wal_options())
+            .unwrap_or_else(|error| panic!("open the log of n{} again: {error}", node + 1));
+        let known = wal.replicas().into_iter().map(|replica| replica.id);
+        known.filter(|replica| wal.is_gone(*replica)).collect()
     }
 
     /// The replicas that have a row in a node's engine.
@@ -473,8 +543,13 @@ fn layout() -> InitialLayout {
     }
 }
 
-/// The node as its handler sees it. Nobody changes replicas here, or looks for those that have left.
-fn host(node: NodeId, stores: &Stores, channel: Arc<dyn Channel>) -> Host {
+/// The node as its handler sees it. Nobody looks here for replicas that have left.
+fn host(
+    node: NodeId,
+    stores: &Stores,
+    channel: Arc<dyn Channel>,
+    (runtime, ended): (&Handle, CancellationToken),
+) -> Host {
     let layout = layout();
     let registry = &stores.registry;
     let identity = Identity {
@@ -483,8 +558,13 @@ fn host(node: NodeId, stores: &Stores, channel: Arc<dyn Channel>) -> Host {
         incarnation: member(node).incarnation,
     };
     let nodes = layout.members.iter().map(|member| member.id).collect();
-    let placement =
-        PlacementClient::new(identity, nodes, Arc::clone(registry), Arc::clone(&channel));
+    let placement = PlacementClient::new(
+        identity,
+        nodes,
+        Arc::clone(registry),
+        Arc::clone(&channel),
+        (Driver::new(Clock::system()), Arc::new(Vec::new)),
+    );
     // Not the node's own disk, whose steps are counted.
     let members = Members::open(
         Arc::new(CrashDisk::new()),
@@ -494,17 +574,28 @@ fn host(node: NodeId, stores: &Stores, channel: Arc<dyn Channel>) -> Host {
         layout.members,
     );
     let members = Arc::new(members.unwrap());
+    let keyspaces = Keyspaces::open(Arc::new(CrashDisk::new()), Path::new("keyspaces")).unwrap();
     let router = Router::new(
         identity,
         Arc::clone(registry),
         Arc::clone(&members),
         Arc::clone(&channel),
     );
-    let (changes, _) = Changer::new(
+    let (changes, changer) = Changer::new(
         Arc::clone(registry),
         placement.clone(),
         Arc::clone(&channel),
     );
+    runtime.spawn(changer.run(ended.clone()));
+    let nodes: Nodes = Arc::new(|| NODES.map(|place| NodeId(place as u64 + 1)).into());
+    let merges = Merges::new(
+        node,
+        Arc::clone(registry),
+        (stores.engine(), stores.checkpoints.as_flush()),
+        changes.clone(),
+        (Arc::clone(&channel), nodes),
+    );
+    runtime.spawn(merges.clone().run(ended));
     let (hints, _) = Orphans::new(
         node,
         Arc::clone(registry),
@@ -516,6 +607,7 @@ fn host(node: NodeId, stores: &Stores, channel: Arc<dyn Channel>) -> Host {
         identity,
         member: member(node),
         members,
+        keyspaces: Arc::new(keyspaces),
         formed: Formed {
             cluster: CLUSTER,
             token: String::new(),
@@ -523,6 +615,7 @@ fn host(node: NodeId, stores: &Stores, channel: Arc<dyn Channel>) -> Host {
         },
         router: Arc::new(router),
         keeper: stores.keeper.clone(),
+        merges,
         changes,
         hints,
         checks: stores.checks(),

@@ -208,6 +208,10 @@ impl Files for SteppedFiles {
         self.take(|disk| disk.write_atomically(path, content))
     }
 
+    fn capacity_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.look(|disk| disk.capacity_bytes(dir))
+    }
+
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         self.look(|disk| disk.free_bytes(dir))
     }

@@ -16,6 +16,7 @@ use quorate::node::checkpoint::Checkpoints;
 use quorate::node::formation;
 use quorate::node::formation::Formed;
 use quorate::node::members::Members;
+use quorate::node::merges::Merges;
 use quorate::node::registry::Registry;
 use quorate::node::selfcheck;
 use quorate::raft;
@@ -27,6 +28,8 @@ use quorate::types::ClusterId;
 use quorate::types::Incarnation;
 use quorate::types::NodeId;
 use quorate::types::node::Identity;
+use quorate::types::node::Role;
+use quorate::types::rule::Labels;
 use quorate::wal;
 use quorate::wire::request::Channel;
 use quorate::wire::request::Founder;
@@ -86,6 +89,8 @@ struct Node {
 pub struct Opened {
     pub registry: Arc<Registry>,
     pub checkpoints: Checkpoints,
+    pub merges: Merges,
+    pub life: Life,
 }
 
 /// Nodes that have ended.
@@ -149,9 +154,12 @@ impl Cluster {
             let mut tasks = TaskSet::new();
             let why = match assembly.open(&handler, &mut tasks).await {
                 Ok(stores) => {
+                    let host = handler.host().expect("it is open");
                     *lock(&opened) = Some(Opened {
                         registry: Arc::clone(&stores.registry),
                         checkpoints: stores.checkpoints.clone(),
+                        merges: host.merges.clone(),
+                        life: Life::current().expect("a node has a life"),
                     });
                     let failed = tasks.failed().await.to_string();
                     drop(stores);
@@ -413,6 +421,8 @@ impl Seat {
                 interval: Duration::from_secs(2),
                 scrub_bytes_per_s: 1024 * 1024,
             },
+            labels: Labels::new(),
+            role: Role::Both,
         })
     }
 }

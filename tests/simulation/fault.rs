@@ -3,6 +3,7 @@
 use std::fmt;
 
 use quorate::env::rng::Seeded;
+use quorate::types::node::Duty;
 use quorate::wal::SEGMENT_BYTES_MIN;
 
 /// One run: how many nodes, and what happens to them.
@@ -14,6 +15,8 @@ pub struct Plan {
     pub drifts_ppm: Vec<i64>,
     /// Of the nodes.
     pub sizes: Sizes,
+    /// Settings of placement, so that it repairs, splits and evens out within a run.
+    pub settings: Vec<(&'static str, String)>,
     /// In the order of time.
     pub faults: Vec<Fault>,
 }
@@ -81,10 +84,21 @@ pub enum What {
     Checkpoint { node: u64 },
     /// A shard is cut in two at a key.
     Split { key: u64 },
+    /// A shard absorbs its right neighbour.
+    Merge { key: u64 },
     /// A shard's leader hands over.
     Transfer { key: u64, to: u64 },
     /// A shard gets a replica on a node, and gives up another one.
     Move { key: u64, to: u64 },
+    /// The same, by an operator of placement.
+    Order { key: u64, to: u64 },
+    /// A person wants something else of a node.
+    Duty { node: u64, duty: Duty },
+    /// A person wants so many replicas of the shards with a prefix.
+    Rule {
+        prefix: &'static str,
+        replicas: usize,
+    },
 }
 
 /// What a crash takes.
@@ -127,6 +141,19 @@ impl Plan {
             let what = order(&mut chance, nodes);
             faults.push(Fault { at_ms, what });
         }
+        // In half of the runs there are shards to merge from the beginning.
+        if chance.below(2) == 0 {
+            for _ in 0..1 + chance.below(4) {
+                let (at_ms, key) = (chance.below(1_000), chance.below(KEYS));
+                let what = What::Split { key };
+                faults.push(Fault { at_ms, what });
+            }
+            for _ in 0..1 + chance.below(8) {
+                let (at_ms, key) = (500 + chance.below(at_ms + 500), chance.below(KEYS));
+                let what = What::Merge { key };
+                faults.push(Fault { at_ms, what });
+            }
+        }
         faults.sort_by_key(|fault| fault.at_ms);
         Plan {
             nodes,
@@ -137,8 +164,19 @@ impl Plan {
                     [chance.below(3) as usize],
                 flush_ms: [0, 30, 400][chance.below(3) as usize],
             },
+            settings: settings(&mut chance),
             faults,
         }
+    }
+
+    /// So many voters each group has at least, if placement alone takes any away; 0: somebody else may.
+    pub fn least_voters(&self) -> usize {
+        let wanted = self.faults.iter().map(|fault| match fault.what {
+            What::Move { .. } => 0,
+            What::Rule { replicas, .. } => replicas,
+            _ => 3,
+        });
+        wanted.min().unwrap_or(3).min(3)
     }
 
     /// When the last fault is over, in milliseconds.
@@ -204,11 +242,49 @@ fn what(chance: &mut Seeded, kind: u64, nodes: u64) -> What {
 
 fn order(chance: &mut Seeded, nodes: u64) -> What {
     let (key, to) = (chance.below(KEYS), 1 + chance.below(nodes));
-    match chance.below(3) {
+    match chance.below(8) {
         0 => What::Split { key },
+        7 => What::Merge { key },
         1 => What::Transfer { key, to },
-        _ => What::Move { key, to },
+        2 => What::Move { key, to },
+        3 => What::Order { key, to },
+        4 | 5 => What::Duty {
+            node: to,
+            duty: [Duty::Serve, Duty::Drain, Duty::Leave][chance.below(3) as usize],
+        },
+        _ => What::Rule {
+            prefix: ["", "count/", "reg/", "span/0"][chance.below(4) as usize],
+            replicas: [1, 3, 3, 5][chance.below(4) as usize],
+        },
     }
+}
+
+/// Mostly impatient, so that placement does in seconds what it otherwise does in minutes.
+fn settings(chance: &mut Seeded) -> Vec<(&'static str, String)> {
+    if chance.below(4) == 0 {
+        return Vec::new();
+    }
+    let split_bytes = [1_500, 4_000, 20_000][chance.below(3) as usize];
+    let split_operations = [20, 60, 2_000][chance.below(3) as usize];
+    let merge_bytes = [0, 700, 2_000, 20_000][chance.below(4) as usize];
+    let merge_operations = [10, 30, 1_000][chance.below(3) as usize];
+    let replace_ms = 2_000 + chance.below(3_000);
+    vec![
+        ("suspect_after", "2s".to_owned()),
+        ("replace_after", format!("{replace_ms}ms")),
+        ("slow_recovery", "2s".to_owned()),
+        ("split_bytes", split_bytes.to_string()),
+        ("split_operations", split_operations.to_string()),
+        ("split_sustained", "1s".to_owned()),
+        ("merge_bytes", merge_bytes.to_string()),
+        ("merge_operations", merge_operations.to_string()),
+        ("merge_sustained", "2s".to_owned()),
+        ("replica_bytes", "500".to_owned()),
+        ("replica_rest", "2s".to_owned()),
+        ("leader_rest", "1s".to_owned()),
+        ("operator_time", "5s".to_owned()),
+        ("catch_up_time", "5s".to_owned()),
+    ]
 }
 
 fn victims(chance: &mut Seeded, nodes: u64) -> Vec<u64> {
@@ -273,8 +349,12 @@ impl What {
             | What::ClockStep { .. }
             | What::Checkpoint { .. }
             | What::Split { .. }
+            | What::Merge { .. }
             | What::Transfer { .. }
-            | What::Move { .. } => 0,
+            | What::Move { .. }
+            | What::Order { .. }
+            | What::Duty { .. }
+            | What::Rule { .. } => 0,
         }
     }
 }

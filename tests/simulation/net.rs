@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -399,6 +400,8 @@ impl Service for Cable {
             })
             .boxed();
         let (answered, mut answers) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
+        let done = Arc::new(AtomicBool::new(false));
+        let is_whole = Arc::clone(&done);
         let taken = tokio::spawn(reached.life.clone().live(async move {
             let mut answers = reached.handler.append(route, requests);
             while let Some(answer) = answers.next().await {
@@ -409,6 +412,7 @@ impl Service for Cable {
                     return;
                 }
             }
+            done.store(true, Ordering::Relaxed);
         }));
         let taken = AbortOnDropHandle::new(taken);
         let answers = stream::poll_fn(move |context| {
@@ -419,9 +423,13 @@ impl Service for Cable {
         let answers = answers
             .take_while(|answer| std::future::ready(answer.is_some()))
             .filter_map(std::future::ready)
-            .take_until(broken.cancelled_owned());
-        // A stream that ends without an error was ended by the network.
-        let last = stream::once(async move { Err(cut()) });
+            .take_until(broken.clone().cancelled_owned());
+        // One whose last request is answered ends without an error.
+        let last = move || match is_whole.load(Ordering::Relaxed) && !broken.is_cancelled() {
+            true => None,
+            false => Some(Err(cut())),
+        };
+        let last = stream::once(async move { last() }).filter_map(std::future::ready);
         answers.chain(last).boxed()
     }
 
@@ -483,6 +491,11 @@ fn kind(request: &Request) -> &'static str {
         Request::Join(_) => "join",
         Request::Placement(_) => "placement",
         Request::Report(_) => "report",
+        Request::Overview(_) => "overview",
+        Request::Explain(_) => "explain",
+        Request::Arrange(_) => "arrange",
+        Request::ListKeyspaces => "list keyspaces",
+        Request::Within(_) => "within",
         Request::Locate(_) => "locate",
         Request::Routes(_) => "routes",
         Request::CreateReplica(_) => "create",
@@ -491,5 +504,6 @@ fn kind(request: &Request) -> &'static str {
         Request::AddReplica(_) => "add replica",
         Request::RemoveReplica(_) => "remove replica",
         Request::CheckReplica(..) => "check replica",
+        Request::Merge(_) => "merge",
     }
 }

@@ -12,6 +12,9 @@ use quorate::client::sender;
 use quorate::env::clock::Clock;
 use quorate::env::rng;
 use quorate::env::rng::Chance;
+use quorate::node::merges::Wanted;
+use quorate::node::registry::Registry;
+use quorate::raft::Leadership;
 use quorate::testkit::invariants::ranges;
 use quorate::testkit::linear;
 use quorate::testkit::linear::Verdict;
@@ -26,12 +29,17 @@ use quorate::types::Key;
 use quorate::types::NodeId;
 use quorate::types::ReplicaId;
 use quorate::types::ShardId;
+use quorate::types::node::Duty;
+use quorate::types::overview::Arrangement;
+use quorate::types::rule::Rule;
+use quorate::types::rule::rule_of;
 use quorate::types::shard::ShardDescriptor;
 use tokio::runtime::RngSeed;
 use tokio::time::Instant;
 use tokio::time::sleep;
 
 use crate::cluster::Cluster;
+use crate::cluster::Opened;
 use crate::fault::Fault;
 use crate::fault::Plan;
 use crate::fault::What;
@@ -119,7 +127,7 @@ struct Suffering {
 impl Run {
     fn new(seed: u64, plan: &Plan, trace_all: bool) -> Run {
         let trace = Trace::new(trace_all);
-        let watch = Watch::new();
+        let watch = Watch::new(plan.least_voters());
         let net = Net::new(trace.clone(), Arc::clone(&watch));
         Run {
             seed,
@@ -141,6 +149,12 @@ impl Run {
         if !self.until("a first leader", FIRST, Run::settled).await {
             return;
         }
+        let settings = plan.settings.iter().cloned();
+        let settings = settings.map(|(name, value)| Arrangement::SetSetting {
+            name: name.to_owned(),
+            value: Some(value),
+        });
+        self.arrange(settings.collect());
         let target = self.target();
         let options = mix::Options {
             clients: 5,
@@ -162,6 +176,13 @@ impl Run {
         )
         .await;
         self.cluster.must_not_fail();
+        self.watch.calm();
+        let nodes = self.cluster.ids().into_iter();
+        let serving = nodes.map(|node| Arrangement::SetDuty {
+            node,
+            duty: Duty::Serve,
+        });
+        self.arrange(serving.collect());
         let goal = mix.progress().acknowledged + PROGRESS;
         let reached = |_: &Run| match mix.progress().acknowledged >= goal {
             true => Ok(()),
@@ -170,6 +191,8 @@ impl Run {
         self.until("writes go on", PATIENCE, reached).await;
         self.acknowledged = mix.progress().acknowledged;
         let history = mix.stop().await;
+        self.until("placement has nothing to do", PATIENCE, Run::placed)
+            .await;
         self.until("replicas are equal", PATIENCE, Run::settled)
             .await;
         self.judge(&target, history, options.clients).await;
@@ -224,8 +247,19 @@ impl Run {
             }
             What::Checkpoint { node } => self.checkpoint(NodeId(node)),
             What::Split { key } => self.split(key),
+            What::Merge { key } => self.merge(key),
             What::Transfer { key, to } => self.transfer(key, NodeId(to)),
             What::Move { key, to } => self.move_replica(key, NodeId(to)),
+            What::Order { key, to } => self.order(key, NodeId(to)),
+            What::Duty { node, duty } => {
+                let node = NodeId(node);
+                self.arrange(vec![Arrangement::SetDuty { node, duty }]);
+            }
+            What::Rule { prefix, replicas } => self.arrange(vec![Arrangement::SetRule(Rule {
+                prefix: prefix.into(),
+                replicas,
+                ..Rule::default()
+            })]),
         }
     }
 
@@ -280,8 +314,12 @@ impl Run {
                 | What::ClockStep { .. }
                 | What::Checkpoint { .. }
                 | What::Split { .. }
+                | What::Merge { .. }
                 | What::Transfer { .. }
-                | What::Move { .. } => unreachable!("{what:?} does not last"),
+                | What::Move { .. }
+                | What::Order { .. }
+                | What::Duty { .. }
+                | What::Rule { .. } => unreachable!("{what:?} does not last"),
             }
         }
         self.cluster.net.change(|now| *now = weather);
@@ -310,6 +348,9 @@ impl Run {
         let deep = self.looks.is_multiple_of(DEEP);
         for (id, opened) in self.cluster.open() {
             self.watch.node(id, &opened.registry, deep);
+            if let Some(placement) = opened.registry.placement() {
+                self.watch.placement(&placement.state());
+            }
         }
     }
 
@@ -442,6 +483,9 @@ impl Run {
                 self.watch.complain(verdict.to_string());
             }
         }
+        // While the answers were judged, placement may have passed a lead on.
+        self.until("every group is led", PATIENCE, Run::settled_roughly)
+            .await;
         let led = self.led();
         let open: BTreeMap<NodeId, _> = self.cluster.open().into_iter().collect();
         let mut shards: BTreeMap<ShardId, ShardDescriptor> = BTreeMap::new();
@@ -525,6 +569,107 @@ impl Run {
         });
     }
 
+    /// The shard's leader is told, as by placement, a few times. Nobody looks whether they fit together.
+    fn merge(&self, key: u64) {
+        let Some(left) = self.shard_of(&key_of(key)) else {
+            return;
+        };
+        let mut open = self.cluster.open().into_iter();
+        let leading = open.find_map(|(node, opened)| {
+            let group = opened.registry.group(left.id.group()).ok()?;
+            let leads = matches!(*group.leadership().borrow(), Leadership::Leading { .. });
+            leads.then_some((node, opened))
+        });
+        let Some((
+            node,
+            Opened {
+                registry,
+                merges,
+                life,
+                ..
+            },
+        )) = leading
+        else {
+            return;
+        };
+        let trace = self.trace.clone();
+        tokio::spawn(life.live(async move {
+            for _ in 0..5 {
+                let Some(wanted) = neighbours(&registry, left.id) else {
+                    return;
+                };
+                let done = merges.merge(wanted).await;
+                trace.say(format_args!(
+                    "merge of {} with {} by {node}: {:?}",
+                    wanted.left,
+                    wanted.right,
+                    done.as_ref().map(|shard| shard.epoch)
+                ));
+                match done {
+                    Ok(_) => return,
+                    Err(_) => sleep(Duration::from_millis(300)).await,
+                }
+            }
+        }));
+    }
+
+    /// Says what is wanted of placement, one after the other, until it is recorded or long after.
+    fn arrange(&self, arrangements: Vec<Arrangement>) {
+        let (admin, trace) = (self.admin(), self.trace.clone());
+        tokio::spawn(async move {
+            for arrangement in arrangements {
+                let done = admin.arrange(arrangement.clone(), Some(PATIENCE)).await;
+                trace.say(format_args!("{arrangement:?}: {:?}", done.is_ok()));
+            }
+        });
+    }
+
+    fn order(&self, key: u64, to: NodeId) {
+        let Some(shard) = self.shard_of(&key_of(key)) else {
+            return;
+        };
+        let leaving = shard.replicas[Chance.below(shard.replicas.len() as u64) as usize];
+        self.arrange(vec![Arrangement::MoveReplica {
+            shard: shard.id,
+            from: leaving.node,
+            to,
+        }]);
+    }
+
+    /// Nothing is being done, and each shard has as many replicas as its rule says and there are nodes.
+    fn placed(&self) -> Result<(), String> {
+        let led = self.led()?;
+        let (leader, _) = led
+            .get(&GroupId::Placement)
+            .ok_or("nobody leads placement")?;
+        let mut open = self.cluster.open().into_iter();
+        let driver = open.find(|(_, opened)| {
+            let group = opened.registry.group(GroupId::Placement);
+            group.is_ok_and(|group| group.replica() == *leader)
+        });
+        let (_, driver) = driver.ok_or("placement's leader is not open")?;
+        let state = driver
+            .registry
+            .placement()
+            .ok_or("it has no state")?
+            .state();
+        if let Some((operator, _)) = state.operators().next() {
+            return Err(format!("under way: {operator}"));
+        }
+        let default = Rule::default();
+        for (id, (_, view)) in &led {
+            let GroupId::Shard(shard) = id else { continue };
+            let shard = state.shard(*shard).ok_or("a shard is not known")?;
+            let rule = rule_of(state.rules(), &default, &shard.range);
+            let wanted = rule.replicas.min(self.cluster.ids().len());
+            if view.replicas.len() != wanted {
+                let has = view.replicas.len();
+                return Err(format!("{id} has {has} replicas of {wanted}"));
+            }
+        }
+        Ok(())
+    }
+
     fn transfer(&self, key: u64, to: NodeId) {
         let Some(shard) = self.shard_of(&key_of(key)) else {
             return;
@@ -581,6 +726,19 @@ impl Run {
             text: self.trace.text(),
         }
     }
+}
+
+/// A shard and the one to its right, as a node has them now.
+fn neighbours(registry: &Registry, left: ShardId) -> Option<Wanted> {
+    let left = registry.shard(left).ok()?.reader().descriptor();
+    let right = registry.shard_of(left.range.end.as_ref()?).ok()?;
+    let right = right.reader().descriptor();
+    Some(Wanted {
+        left: left.id,
+        left_epoch: left.epoch,
+        right: right.id,
+        right_epoch: right.epoch,
+    })
 }
 
 fn is_found(read: &Observed) -> bool {

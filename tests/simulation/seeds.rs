@@ -79,7 +79,10 @@ pub struct Total {
     splits: u64,
     snapshots: u64,
     moves: u64,
+    merges: usize,
+    frozen_max: Duration,
     crashes: u64,
+    operators: usize,
     library_failures: u64,
     virtual_time: Duration,
 }
@@ -97,7 +100,10 @@ impl Total {
         self.snapshots += outcome.seen.snapshots;
         self.splits += outcome.seen.splits;
         self.moves += outcome.seen.moves;
+        self.merges += outcome.seen.merges;
+        self.frozen_max = self.frozen_max.max(outcome.seen.frozen_max);
         self.crashes += outcome.seen.crashes;
+        self.operators += outcome.seen.operators;
         self.library_failures += outcome.library_failures;
         self.virtual_time += outcome.lasted;
     }
@@ -113,6 +119,8 @@ impl Total {
             ("a crash", self.crashes),
             ("a split", self.splits),
             ("a move", self.moves),
+            ("a merge", self.merges as u64),
+            ("an operator of placement", self.operators as u64),
             ("a snapshot", self.snapshots),
             ("two states compared", self.states_compared),
         ];
@@ -129,7 +137,7 @@ impl fmt::Display for Total {
         write!(
             f,
             "{} seeds, {} s of virtual time: {} writes acknowledged, {} terms led, {} committed entries seen, \
-             {} states compared, {} crashes, {} splits, {} moves, {} snapshots, {} failures of the library's core",
+             {} states compared, {} crashes, {} splits, {} merges (frozen for {} ms at most), {} moves, {} operators of placement, {} snapshots, {} failures of the library's core",
             self.passed + self.failed,
             self.virtual_time.as_secs(),
             self.acknowledged,
@@ -138,7 +146,10 @@ impl fmt::Display for Total {
             self.states_compared,
             self.crashes,
             self.splits,
+            self.merges,
+            self.frozen_max.as_millis(),
             self.moves,
+            self.operators,
             self.snapshots,
             self.library_failures
         )

@@ -1,25 +1,38 @@
 //! Sees everything that the nodes send, and holds it against what must be.
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use quorate::error::Result;
 use quorate::node::registry::Registry;
+use quorate::placement::PlacementState;
+use quorate::raft::Group;
+use quorate::raft::Leadership;
+use quorate::shard::Row;
 use quorate::testkit::invariants::Violation;
 use quorate::testkit::invariants::entries::Entries;
 use quorate::testkit::invariants::leaders::Leaders;
 use quorate::testkit::invariants::ranges;
 use quorate::testkit::invariants::replicas::Replicas;
 use quorate::testkit::invariants::states::States;
+use quorate::testkit::invariants::voters::Voters;
 use quorate::testkit::invariants::votes::Votes;
 use quorate::types::NodeId;
+use quorate::types::ShardId;
 use quorate::types::shard::ShardDescriptor;
 use quorate::wire::request::AppendRequest;
 use quorate::wire::request::AppendResponse;
 use quorate::wire::request::Request;
 use quorate::wire::request::Response;
 use quorate::wire::request::Route;
+use tokio::time::Instant;
+
+/// A shard that is led and stands still goes on, or is absorbed, within this time, when nothing is done to it.
+const FROZEN_MAX: Duration = Duration::from_secs(1);
 
 /// All that was seen in one run.
 #[derive(Default)]
@@ -36,11 +49,22 @@ struct State {
     /// The hashes of what was applied, which production compares too.
     chains: States,
     replicas: Replicas,
+    voters: Voters,
     violations: Vec<Violation>,
     snapshots: u64,
     splits: u64,
     moves: u64,
     crashes: u64,
+    /// Shards that others have absorbed.
+    absorbed: BTreeSet<ShardId>,
+    /// Since when the leader of each shard has seen it frozen.
+    frozen: BTreeMap<ShardId, Instant>,
+    /// The longest that one was.
+    frozen_max: Duration,
+    /// Nothing is done to the cluster any more.
+    is_calm: bool,
+    /// By shard and the change that recorded each.
+    operators: BTreeSet<(ShardId, u64)>,
 }
 
 /// Something that a run should have had.
@@ -61,12 +85,22 @@ pub struct Seen {
     pub snapshots: u64,
     pub splits: u64,
     pub moves: u64,
+    pub merges: usize,
+    pub frozen_max: Duration,
     pub crashes: u64,
+    pub operators: usize,
 }
 
 impl Watch {
-    pub fn new() -> Arc<Watch> {
-        Arc::default()
+    /// `least`: fewer voters of a group nobody wants; 0: not known.
+    pub fn new(least: usize) -> Arc<Watch> {
+        let state = State {
+            voters: Voters { least },
+            ..State::default()
+        };
+        Arc::new(Watch {
+            state: Mutex::new(state),
+        })
     }
 
     /// A call has arrived.
@@ -119,6 +153,8 @@ impl Watch {
             self.note(|state| state.votes.reached(id, replica, view.term));
             if view.role == "leader" {
                 self.note(|state| state.leaders.led(id, view.term, replica));
+                let membership = group.membership();
+                self.note(|state| state.voters.seen(id, &membership));
             }
         }
         let shards = registry.shards();
@@ -127,6 +163,9 @@ impl Watch {
             .map(|replica| replica.reader().descriptor())
             .collect();
         self.note(|_| ranges::apart(&held).map_err(|why| format!("on {node}: {why}")));
+        for replica in &shards {
+            self.merging(&replica.reader().row(), replica.group());
+        }
         for replica in shards.iter().filter(|replica| deep && replica.is_filled()) {
             let (id, of) = (replica.group().id(), replica.group());
             for link in replica.reader().chains() {
@@ -143,6 +182,35 @@ impl Watch {
                 Err(error) => self.note(|_| Err(format!("the state of {id} on {node}: {error}"))),
             }
         }
+    }
+
+    /// Looks at the part that a shard has in merges. One that is led does not stand still for long.
+    fn merging(&self, row: &Row, group: &Group) {
+        let (shard, now) = (row.descriptor.id, Instant::now());
+        let mut state = self.state();
+        state.absorbed.extend(&row.merge.absorbed);
+        if !matches!(*group.leadership().borrow(), Leadership::Leading { .. }) {
+            return;
+        }
+        if row.frozen().is_none() {
+            state.frozen.remove(&shard);
+            return;
+        }
+        let since = *state.frozen.entry(shard).or_insert(now);
+        let lasts = now.duration_since(since);
+        state.frozen_max = state.frozen_max.max(lasts);
+        if state.is_calm && lasts > FROZEN_MAX {
+            state.frozen.insert(shard, now);
+            let why = format!("{shard} has been frozen for {lasts:?}");
+            state.violations.push(why);
+        }
+    }
+
+    /// From now on nothing is done to the cluster.
+    pub fn calm(&self) {
+        let mut state = self.state();
+        state.frozen.clear();
+        state.is_calm = true;
     }
 
     /// A node has ended.
@@ -184,8 +252,18 @@ impl Watch {
             snapshots: state.snapshots,
             splits: state.splits,
             moves: state.moves,
+            merges: state.absorbed.len(),
+            frozen_max: state.frozen_max,
             crashes: state.crashes,
+            operators: state.operators.len(),
         }
+    }
+
+    /// Looks at what a replica of placement has recorded.
+    pub fn placement(&self, placement: &PlacementState) {
+        let operators = placement.operators();
+        let operators = operators.map(|(operator, change)| (operator.shard, change));
+        self.state().operators.extend(operators);
     }
 
     fn note(&self, look: impl FnOnce(&mut State) -> std::result::Result<(), Violation>) {

@@ -26,10 +26,13 @@ use quorate::types::GroupId;
 use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::RequestId;
+use quorate::types::overview::Arrangement;
 use quorate::types::request::ReadKind;
 use quorate::types::request::Versioned;
+use quorate::wire::request::Call;
 use quorate::wire::request::GroupStatus;
 use quorate::wire::request::NodeStatus;
+use quorate::wire::request::Request;
 
 /// How long a cluster may take to form, or to find a leader after a fault. A debug build on a busy
 /// machine is slow; a cluster that is well takes a second.
@@ -164,6 +167,24 @@ pub fn shard(status: &NodeStatus) -> &GroupStatus {
 pub fn number(status: &NodeStatus) -> usize {
     let name = &status.member.name;
     name[1..].parse::<usize>().unwrap() - 1
+}
+
+/// Has placement only watch, for a test that changes replicas by hand.
+pub async fn pause_placement(nodes: &Nodes) {
+    let end = tokio::time::Instant::now() + READY;
+    for node in nodes.iter().cycle() {
+        let call = Call {
+            request: Request::Arrange(Arrangement::SetPaused(true)),
+            deadline: Duration::from_secs(5),
+            forwarded: false,
+            cluster: None,
+        };
+        match node.call(call).await {
+            Ok(_) => return,
+            Err(error) if tokio::time::Instant::now() > end => panic!("{error}"),
+            Err(_) => {}
+        }
+    }
 }
 
 /// Request ids of the present time.

@@ -13,15 +13,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::placement::operator::Action;
-use crate::placement::operator::Aim;
 use crate::placement::plan::draft::Draft;
 use crate::placement::plan::draft::Proposal;
 use crate::placement::plan::draft::Seat;
 use crate::placement::plan::hold::Finding;
 use crate::placement::plan::hold::Hold;
+use crate::placement::plan::hold::Unit;
 use crate::placement::plan::leaders::can_lead;
 use crate::placement::plan::leaders::leader;
+use crate::placement::plan::merge::paired;
 use crate::placement::plan::replicas::has_surplus;
 use crate::placement::plan::replicas::nodes;
 use crate::placement::plan::replicas::undisturbed;
@@ -30,9 +30,9 @@ use crate::placement::plan::targets::crowd;
 use crate::placement::plan::targets::exclusion;
 use crate::placement::shard::ShardView;
 use crate::types::NodeId;
+use crate::types::operator::Action;
+use crate::types::operator::Aim;
 use crate::types::shard::Replica;
-
-const MIB: u64 = 1024 * 1024;
 
 /// What goes from one node to another.
 #[derive(Clone, Copy)]
@@ -69,7 +69,13 @@ pub(super) fn even_bytes(draft: &mut Draft<'_>) {
 
 fn even(draft: &mut Draft<'_>, aim: Aim, goods: Goods) {
     let margin = margin(draft);
+    // What shall be one with its neighbour goes to that, or waits for it.
+    let staying = match goods {
+        Goods::Lead => BTreeSet::new(),
+        Goods::Replica => paired(draft),
+    };
     let shards = draft.view.shards.values();
+    let shards = shards.filter(|shard| !staying.contains(&shard.descriptor.id));
     let mut shards: Vec<&ShardView> = shards.filter(|shard| draft.is_led(shard)).collect();
     loop {
         shards.retain(|shard| !draft.is_taken(shard));
@@ -224,12 +230,12 @@ fn carry<'a>(
     let to = there.node.id;
     if gap <= needed + margin.share {
         return Err(Hold::Even {
-            unit: "MiB",
+            unit: Unit::Bytes,
             from: from.node,
-            here: here.bytes / MIB,
+            here: here.bytes,
             to,
-            there: there.bytes / MIB,
-            needed: ((needed + margin.share) * there.node.capacity_bytes as f64) as u64 / MIB,
+            there: there.bytes,
+            needed: ((needed + margin.share) * there.node.capacity_bytes as f64) as u64,
         });
     }
     undisturbed(shard)?;
@@ -259,7 +265,7 @@ fn carry<'a>(
 
 fn even_lead(here: &Seat<'_>, there: &Seat<'_>, needed: u64) -> Hold {
     Hold::Even {
-        unit: "operations/s",
+        unit: Unit::Operations,
         from: here.node.id,
         here: here.lead,
         to: there.node.id,
@@ -283,23 +289,15 @@ fn proposal(draft: &Draft<'_>, goods: Goods, gain: &Gain<'_>) -> Proposal {
     let (from, to) = (gain.from.node, gain.to);
     let count = |node: NodeId| match (goods, draft.seats.get(&node)) {
         (Goods::Lead, Some(seat)) => seat.lead,
-        (Goods::Replica, Some(seat)) => seat.bytes / MIB,
+        (Goods::Replica, Some(seat)) => seat.bytes,
         (Goods::Lead | Goods::Replica, None) => 0,
     };
-    let reason = match goods {
-        Goods::Lead => format!(
-            "{from} leads {} operations/s and {to} {}, of which this are {}",
-            count(from),
-            count(to),
-            draft.lead(gain.shard)
-        ),
-        Goods::Replica => format!(
-            "{from} holds {} MiB and {to} {}, of which this are {}",
-            count(from),
-            count(to),
-            draft.weight(gain.shard) / MIB
-        ),
+    let (verb, unit, goes) = match goods {
+        Goods::Lead => ("leads", Unit::Operations, draft.lead(gain.shard)),
+        Goods::Replica => ("holds", Unit::Bytes, draft.weight(gain.shard)),
     };
+    let (here, there, goes) = (unit.of(count(from)), unit.of(count(to)), unit.of(goes));
+    let reason = format!("{from} {verb} {here} and {to} {there}, {goes} of it by this shard");
     Proposal {
         action: action(goods, gain),
         reason,

@@ -5,25 +5,25 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use crate::placement::node::Health;
 use crate::placement::node::NodeView;
 use crate::placement::node::Unfit;
-use crate::placement::operator::Action;
-use crate::placement::operator::Aim;
-use crate::placement::operator::Operator;
+use crate::placement::order::copy_time;
 use crate::placement::plan::hold::Explanation;
 use crate::placement::plan::hold::Finding;
 use crate::placement::plan::hold::Hold;
 use crate::placement::plan::hold::Limit;
 use crate::placement::policy::Policy;
-use crate::placement::rule::Rule;
 use crate::placement::shard::ShardView;
 use crate::placement::view::View;
 use crate::types::NodeId;
 use crate::types::ShardId;
 use crate::types::Timestamp;
+use crate::types::operator::Action;
+use crate::types::operator::Aim;
+use crate::types::operator::Operator;
+use crate::types::rule::Rule;
 use crate::types::shard::Replica;
 
 /// What is to be done for an aim, and why: nothing, something, or something that is held back.
@@ -35,10 +35,14 @@ pub(super) struct Proposal {
     pub(super) reason: String,
 }
 
+/// All are alike where a node's role is looked at.
+const ANY_SHARD: ShardId = ShardId(1);
+
 /// A node, and what it will have.
 pub(super) struct Seat<'a> {
     pub(super) node: &'a NodeView,
-    pub(super) fitness: Result<(), Unfit>,
+    fitness: Result<(), Unfit>,
+    placement_fitness: Result<(), Unfit>,
     /// What its replicas weigh.
     pub(super) bytes: u64,
     /// What it costs to lead what it leads.
@@ -61,6 +65,15 @@ impl Seat<'_> {
         }
     }
 
+    /// Whether it may get a replica of the shard, or the lead of one that it has.
+    pub(super) fn fitness(&self, shard: &ShardView) -> Result<(), Unfit> {
+        match shard.is_placement() {
+            true => self.placement_fitness,
+            false => self.fitness,
+        }
+    }
+
+    /// Whether it holds shards and leads.
     pub(super) fn is_fit(&self) -> bool {
         self.fitness.is_ok()
     }
@@ -77,6 +90,9 @@ pub(super) struct Draft<'a> {
     lead_floor: u64,
     moves: usize,
     splits: usize,
+    merges: usize,
+    /// Shards that are absorbed by their left neighbours, or will be.
+    absorbed: BTreeSet<ShardId>,
     planned: BTreeMap<ShardId, Operator>,
     order: Vec<ShardId>,
     /// Shards for which something is held back by a limit: nothing less urgent goes first.
@@ -94,7 +110,8 @@ impl<'a> Draft<'a> {
     ) -> Draft<'a> {
         let seat = |node: &'a NodeView| Seat {
             node,
-            fitness: node.fitness(policy),
+            fitness: node.fitness(ANY_SHARD, policy),
+            placement_fitness: node.fitness(ShardId::PLACEMENT, policy),
             bytes: 0,
             lead: 0,
             arriving: 0,
@@ -102,9 +119,9 @@ impl<'a> Draft<'a> {
             sending: 0,
             transfers: 0,
         };
-        let costs = view.shards.values().map(|shard| shard.load.cost(policy));
+        let costs = view.shards.values().map(|shard| shard.steady.cost(policy));
         let mean = costs.sum::<u64>() / (view.shards.len() as u64).max(1);
-        let ruled = view.shards.iter();
+        let ruled = view.groups();
         let mut draft = Draft {
             view,
             policy,
@@ -115,11 +132,13 @@ impl<'a> Draft<'a> {
                 .collect(),
             now,
             rules: ruled
-                .map(|(id, shard)| (*id, view.rule(shard, policy)))
+                .map(|shard| (shard.descriptor.id, view.rule(shard, policy)))
                 .collect(),
             lead_floor: mean.max(policy.leader_operations),
             moves: 0,
             splits: 0,
+            merges: 0,
+            absorbed: BTreeSet::new(),
             planned: BTreeMap::new(),
             order: Vec::new(),
             waiting: BTreeSet::new(),
@@ -128,17 +147,22 @@ impl<'a> Draft<'a> {
                 findings: Vec::new(),
             }),
         };
-        for shard in view.shards.values() {
+        for shard in view.groups() {
             draft.count(shard);
             if !draft.is_led(shard) {
                 draft.note(shard, Aim::Repair, Finding::Held(Hold::NoLeader));
             }
         }
         for operator in view.operators.values() {
-            if let Some(shard) = view.shards.get(&operator.shard) {
+            if let Some(shard) = view.shard(operator.shard) {
                 draft.take(shard, &operator.action);
-                let hold = Hold::Operator(operator.to_string());
-                draft.note(shard, operator.aim, Finding::Held(hold));
+                let held = Finding::Held(Hold::Operator(operator.to_string()));
+                draft.note(shard, operator.aim, held.clone());
+                let right = operator.action.absorbed();
+                if let Some(right) = right.and_then(|right| view.shard(right)) {
+                    let beside = Finding::Beside(operator.shard, Box::new(held));
+                    draft.note(right, operator.aim, beside);
+                }
             }
         }
         draft
@@ -170,22 +194,33 @@ impl<'a> Draft<'a> {
         self.health(node) < Health::Suspect
     }
 
-    /// What a replica of the shard weighs.
+    /// What a replica of the shard weighs. Placement's are not evened out.
     pub(super) fn weight(&self, shard: &ShardView) -> u64 {
-        shard.bytes + self.policy.replica_bytes
+        match shard.is_placement() {
+            true => 0,
+            false => shard.bytes + self.policy.replica_bytes,
+        }
     }
 
-    /// What it costs to lead the shard.
+    /// What it costs to lead the shard. Placement's group is not evened out.
     pub(super) fn lead(&self, shard: &ShardView) -> u64 {
-        shard.load.cost(self.policy) + self.lead_floor
+        match shard.is_placement() {
+            true => 0,
+            false => shard.steady.cost(self.policy) + self.lead_floor,
+        }
     }
 
     /// Whether something is being done with the shard, is planned, or waits for its turn.
     pub(super) fn is_taken(&self, shard: &ShardView) -> bool {
         let id = shard.descriptor.id;
-        self.view.operators.contains_key(&id)
-            || self.planned.contains_key(&id)
-            || self.waiting.contains(&id)
+        self.operator(shard).is_some() || self.absorbed.contains(&id) || self.waiting.contains(&id)
+    }
+
+    /// What is being done with the shard, or is planned.
+    pub(super) fn operator(&self, shard: &ShardView) -> Option<&Operator> {
+        let id = &shard.descriptor.id;
+        let under_way = self.view.operators.get(id);
+        under_way.or_else(|| self.planned.get(id))
     }
 
     /// Whether something can be done with the shard: a majority answers, and one of it leads.
@@ -211,8 +246,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Takes a proposal into the plan, or finds that it is held back.
-    pub(super) fn decide(&mut self, shard: &ShardView, aim: Aim, verdict: Verdict) {
+    /// Takes a proposal into the plan, or finds that it is held back. Gives what came of it.
+    pub(super) fn decide(&mut self, shard: &ShardView, aim: Aim, verdict: Verdict) -> Finding {
         let admitted = verdict.and_then(|proposal| match proposal {
             Some(proposal) => self
                 .admits(shard, aim, &proposal.action)
@@ -233,7 +268,8 @@ impl<'a> Draft<'a> {
                 Finding::Held(hold)
             }
         };
-        self.note(shard, aim, finding);
+        self.note(shard, aim, finding.clone());
+        finding
     }
 
     /// Whether the limits leave room for it.
@@ -259,6 +295,7 @@ impl<'a> Draft<'a> {
                 within(Limit::Transfers, transfers.max().unwrap_or(0), max)
             }
             Action::Split { .. } => within(Limit::Splits, self.splits, policy.splits_at_once),
+            Action::Merge { .. } => within(Limit::Merges, self.merges, policy.merges_at_once),
             Action::Remove { .. } => Ok(()),
         }
     }
@@ -277,10 +314,13 @@ impl<'a> Draft<'a> {
 
     fn plan(&mut self, shard: &ShardView, aim: Aim, action: Action, reason: String) {
         let (bytes, time) = match &action {
-            Action::Add { .. } | Action::Move { .. } => (shard.bytes, self.copy_time(shard.bytes)),
-            Action::Remove { .. } | Action::Transfer { .. } | Action::Split { .. } => {
-                (0, self.policy.operator_time)
+            Action::Add { .. } | Action::Move { .. } => {
+                (shard.bytes, copy_time(shard.bytes, self.policy))
             }
+            Action::Remove { .. }
+            | Action::Transfer { .. }
+            | Action::Split { .. }
+            | Action::Merge { .. } => (0, self.policy.operator_time),
         };
         let expires_ms = self.now.wall_ms() + time.as_millis() as u64;
         let operator = Operator {
@@ -295,11 +335,6 @@ impl<'a> Draft<'a> {
         };
         self.order.push(operator.shard);
         self.planned.insert(operator.shard, operator);
-    }
-
-    fn copy_time(&self, bytes: u64) -> Duration {
-        let rate = self.policy.snapshot_bytes_per_second.max(1);
-        self.policy.operator_time + self.policy.catch_up_time + Duration::from_secs(bytes / rate)
     }
 
     /// Counts a shard as it is.
@@ -336,6 +371,28 @@ impl<'a> Draft<'a> {
                 }
             }
             Action::Split { .. } => self.splits += 1,
+            Action::Merge { right, .. } => self.absorb(shard, *right),
+        }
+    }
+
+    /// The right one has no replicas of its own any more, and nobody leads it.
+    fn absorb(&mut self, shard: &ShardView, right: ShardId) {
+        self.merges += 1;
+        let is_first = self.absorbed.insert(right);
+        let Some(right) = self.view.shard(right).filter(|_| is_first) else {
+            return;
+        };
+        for replica in &right.descriptor.replicas {
+            if let Some(seat) = self.seats.get_mut(&replica.node) {
+                seat.bytes -= self.policy.replica_bytes;
+            }
+        }
+        let (lead, cost) = (self.lead(right), right.steady.cost(self.policy));
+        if let Some(seat) = self.leading_seat(right) {
+            seat.lead -= lead;
+        }
+        if let Some(seat) = self.leading_seat(shard) {
+            seat.lead += cost;
         }
     }
 

@@ -5,13 +5,16 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::placement::node::Unfit;
-use crate::placement::operator::Action;
-use crate::placement::operator::Aim;
-use crate::placement::rule::Label;
 use crate::types::Key;
 use crate::types::NodeId;
 use crate::types::ShardId;
+use crate::types::operator::Action;
+use crate::types::operator::Aim;
+use crate::types::rule::Label;
 use crate::types::shard::Replica;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
 
 /// Why a node does not get a replica of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub enum Limit {
     Transfers,
     /// Splits in the cluster.
     Splits,
+    /// Merges in the cluster.
+    Merges,
 }
 
 impl fmt::Display for Limit {
@@ -60,7 +65,29 @@ impl fmt::Display for Limit {
             Limit::Moves => "replicas on their way in the cluster",
             Limit::Transfers => "leads passed on from or to the node",
             Limit::Splits => "shards being split",
+            Limit::Merges => "shards that absorb their neighbours",
         })
+    }
+}
+
+/// What nodes are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// What they hold.
+    Bytes,
+    /// What they lead, in operations a second.
+    Operations,
+}
+
+impl Unit {
+    /// So much of it, for people.
+    pub(super) fn of(self, amount: u64) -> String {
+        match self {
+            Unit::Operations => format!("{amount} operations/s"),
+            Unit::Bytes if amount >= MIB => format!("{} MiB", amount / MIB),
+            Unit::Bytes if amount >= KIB => format!("{} KiB", amount / KIB),
+            Unit::Bytes => format!("{amount} B"),
+        }
     }
 }
 
@@ -105,8 +132,8 @@ pub enum Hold {
     Rests,
     /// The nodes are close to each other already.
     Even {
-        /// What is counted: `MiB`.
-        unit: &'static str,
+        /// What is counted.
+        unit: Unit,
         /// Where it is.
         from: NodeId,
         /// What is there.
@@ -141,6 +168,49 @@ pub enum Hold {
     },
     /// A single key cannot be split.
     OneKey,
+    /// What would come of a merge would have too many bytes.
+    TooBig {
+        /// The right neighbour.
+        with: ShardId,
+        /// The bytes of both.
+        bytes: u64,
+        /// The most.
+        max: u64,
+    },
+    /// What would come of a merge would bear too much.
+    TooBusy {
+        /// The right neighbour.
+        with: ShardId,
+        /// What both bear, in operations a second.
+        operations: u64,
+        /// The most.
+        max: u64,
+    },
+    /// What would come of a merge would have keys that are wanted in two shards.
+    Parted {
+        /// The right neighbour.
+        with: ShardId,
+        /// By what.
+        bound: String,
+    },
+    /// It has not been small and cold for long enough.
+    Unsettled {
+        /// For how long it has been.
+        quiet_for: Duration,
+        /// How long it takes.
+        needed: Duration,
+    },
+    /// It is not to be merged before it has as many replicas as the rule says.
+    NotAsMany {
+        /// Its replicas.
+        replicas: usize,
+        /// What the rule says.
+        wanted: usize,
+    },
+    /// A replica of it is where none is to stay.
+    Unfit(NodeId, Unfit),
+    /// A replica of it is on a node that is no member any more.
+    Gone(NodeId),
 }
 
 impl Hold {
@@ -202,7 +272,10 @@ impl fmt::Display for Hold {
                 needed,
             } => write!(
                 f,
-                "hysteresis: {here} {unit} on {from} and {there} on {to} differ by no more than {needed}"
+                "hysteresis: {} on {from} and {} on {to} differ by no more than {}",
+                unit.of(*here),
+                unit.of(*there),
+                unit.of(*needed)
             ),
             Hold::Samples { known, needed } => {
                 write!(f, "{known} sampled keys of {needed} that are needed")
@@ -219,6 +292,32 @@ impl fmt::Display for Hold {
                 key.escape_ascii()
             ),
             Hold::OneKey => write!(f, "it has one key alone"),
+            Hold::TooBig { with, bytes, max } => write!(
+                f,
+                "with {with} it would have {}, of {} at most",
+                Unit::Bytes.of(*bytes),
+                Unit::Bytes.of(*max)
+            ),
+            Hold::TooBusy {
+                with,
+                operations,
+                max,
+            } => write!(
+                f,
+                "with {with} it would bear {operations} operations/s, of {max} at most"
+            ),
+            Hold::Parted { with, bound } => write!(f, "{with} is kept apart: {bound}"),
+            Hold::Unsettled { quiet_for, needed } => write!(
+                f,
+                "hysteresis: small and cold for {} s of {} s",
+                quiet_for.as_secs(),
+                needed.as_secs()
+            ),
+            Hold::NotAsMany { replicas, wanted } => {
+                write!(f, "it has {replicas} of {wanted} replicas")
+            }
+            Hold::Unfit(node, unfit) => write!(f, "{node} {unfit}"),
+            Hold::Gone(node) => write!(f, "{node} is no member any more"),
         }
     }
 }
@@ -232,6 +331,8 @@ pub enum Finding {
     Planned(Action, String),
     /// Something would have to be done.
     Held(Hold),
+    /// It depends on what is found about a neighbour.
+    Beside(ShardId, Box<Finding>),
 }
 
 impl fmt::Display for Finding {
@@ -240,6 +341,9 @@ impl fmt::Display for Finding {
             Finding::InOrder => write!(f, "in order"),
             Finding::Planned(action, reason) => write!(f, "{action}, since {reason}"),
             Finding::Held(hold) => write!(f, "held: {hold}"),
+            Finding::Beside(neighbour, finding) => {
+                write!(f, "beside its neighbour {neighbour}: {finding}")
+            }
         }
     }
 }

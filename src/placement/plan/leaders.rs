@@ -3,13 +3,13 @@
 use crate::placement::node::Health;
 use crate::placement::node::NodeView;
 use crate::placement::node::Unfit;
-use crate::placement::operator::Action;
 use crate::placement::plan::draft::Draft;
 use crate::placement::plan::draft::Proposal;
 use crate::placement::plan::draft::Seat;
 use crate::placement::plan::draft::Verdict;
 use crate::placement::plan::hold::Hold;
 use crate::placement::shard::ShardView;
+use crate::types::operator::Action;
 use crate::types::shard::Replica;
 
 /// Not on a node that is drained, leaves, holds no shards or is slow.
@@ -17,7 +17,7 @@ pub(super) fn relieve(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
     let Some((leading, seat)) = leader(draft, shard) else {
         return Ok(None);
     };
-    let Err(unfit) = seat.fitness else {
+    let Err(unfit) = seat.fitness(shard) else {
         return Ok(None);
     };
     let to = successor(draft, shard, leading).ok_or(Hold::NoSuccessor)?;
@@ -62,7 +62,7 @@ pub(super) fn leader<'d, 'a>(
 /// Whether a replica on this node could lead.
 pub(super) fn can_lead(draft: &Draft<'_>, shard: &ShardView, voter: Replica) -> bool {
     let seat = draft.seats.get(&voter.node);
-    seat.is_some_and(Seat::is_fit) && shard.caught_up(voter.id, draft.policy)
+    seat.is_some_and(|seat| seat.fitness(shard).is_ok()) && shard.caught_up(voter.id, draft.policy)
 }
 
 /// Whoever is preferred, and of those whoever leads least.
@@ -86,7 +86,7 @@ fn describe(unfit: Unfit, node: &NodeView) -> String {
             node.round_trip.as_millis()
         ),
         Unfit::Health(Health::Up | Health::Suspect | Health::Dead)
-        | Unfit::Role
+        | Unfit::Role(_)
         | Unfit::Draining
         | Unfit::Leaving => unfit.to_string(),
     }

@@ -8,8 +8,8 @@
 //!
 //! Plans end. Each aim has a reason that its own action takes away, and no action gives an earlier aim a
 //! reason: replicas are put only where nothing speaks against them, what is evened out stays within the rules
-//! and moves only where it is clearly better, and a split leaves each half as it was. `tests/plan.rs` holds
-//! this on clusters drawn by chance.
+//! and moves only where it is clearly better, a split leaves each half as it was, and what comes of a merge is far
+//! from being split again. `tests/plan.rs` holds this on clusters drawn by chance.
 //!
 //! The same run that plans explains: asked about one shard, it keeps what it finds about that one.
 
@@ -17,6 +17,7 @@ mod balance;
 mod draft;
 mod hold;
 mod leaders;
+mod merge;
 mod replicas;
 mod split;
 mod targets;
@@ -26,9 +27,8 @@ pub use hold::Explanation;
 pub use hold::Finding;
 pub use hold::Hold;
 pub use hold::Limit;
+pub use hold::Unit;
 
-use crate::placement::operator::Aim;
-use crate::placement::operator::Operator;
 use crate::placement::plan::draft::Draft;
 use crate::placement::plan::draft::Verdict;
 use crate::placement::policy::Policy;
@@ -36,6 +36,8 @@ use crate::placement::shard::ShardView;
 use crate::placement::view::View;
 use crate::types::ShardId;
 use crate::types::Timestamp;
+use crate::types::operator::Aim;
+use crate::types::operator::Operator;
 
 /// What is to be done next, most urgent first; at most one operator for a shard, and none for a shard that
 /// has one.
@@ -50,7 +52,7 @@ pub fn explain(
     now: Timestamp,
     shard: ShardId,
 ) -> Option<Explanation> {
-    view.shards.get(&shard)?;
+    view.shard(shard)?;
     drafted(view, policy, now, Some(shard)).into_explanation()
 }
 
@@ -63,6 +65,8 @@ fn drafted<'a>(
     let mut draft = Draft::new(view, policy, now, explained);
     for aim in Aim::ALL {
         match aim {
+            // Only a person gives orders.
+            Aim::Order => {}
             Aim::Relieve => each(&mut draft, aim, leaders::relieve),
             Aim::Repair => repair(&mut draft),
             Aim::Reduce => each(&mut draft, aim, replicas::reduce),
@@ -75,6 +79,7 @@ fn drafted<'a>(
             Aim::SplitLoad => each(&mut draft, aim, split::by_load),
             Aim::EvenLoad => balance::even_load(&mut draft),
             Aim::EvenBytes => balance::even_bytes(&mut draft),
+            Aim::Merge => merge::merge(&mut draft),
         }
     }
     draft
@@ -82,15 +87,29 @@ fn drafted<'a>(
 
 type Look = fn(&Draft<'_>, &ShardView) -> Verdict;
 
+/// What is done with keys is not done with placement's group, and is not asked about it.
 fn each(draft: &mut Draft<'_>, aim: Aim, look: Look) {
-    for shard in draft.view.shards.values() {
+    let is_about_keys = match aim {
+        Aim::Relieve | Aim::Repair | Aim::Reduce | Aim::Vacate | Aim::Spread => false,
+        Aim::Order
+        | Aim::Part
+        | Aim::Obey
+        | Aim::Prefer
+        | Aim::SplitSize
+        | Aim::SplitLoad
+        | Aim::EvenLoad
+        | Aim::EvenBytes
+        | Aim::Merge => true,
+    };
+    let groups = draft.view.groups();
+    for shard in groups.filter(|shard| !(is_about_keys && shard.is_placement())) {
         one(draft, aim, shard, look);
     }
 }
 
 /// The shards that can afford to lose least come first.
 fn repair(draft: &mut Draft<'_>) {
-    let mut shards: Vec<&ShardView> = draft.view.shards.values().collect();
+    let mut shards: Vec<&ShardView> = draft.view.groups().collect();
     shards.sort_by_cached_key(|shard| replicas::spare(draft, shard));
     for shard in shards {
         one(draft, Aim::Repair, shard, replicas::repair);

@@ -10,20 +10,22 @@
 
 use std::cmp::Reverse;
 
-use crate::placement::node::Duty;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::placement::node::Health;
 use crate::placement::node::NodeView;
-use crate::placement::node::Role;
-use crate::placement::operator::Action;
+use crate::placement::node::Unfit;
 use crate::placement::plan::draft::Draft;
 use crate::placement::plan::draft::Proposal;
 use crate::placement::plan::draft::Verdict;
 use crate::placement::plan::hold::Hold;
 use crate::placement::plan::targets::crowd;
 use crate::placement::plan::targets::targets;
-use crate::placement::rule::Rule;
 use crate::placement::shard::ShardView;
 use crate::types::NodeId;
+use crate::types::node::Duty;
+use crate::types::operator::Action;
+use crate::types::rule::Rule;
 use crate::types::shard::Replica;
 
 /// How many replicas can be lost before no majority answers; below 0: none does.
@@ -83,7 +85,7 @@ pub(super) fn reduce(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
         true => majority.max(wanted),
         false => majority,
     };
-    if live < needed {
+    if live < needed && !mutant::lives(Mutant::FewLeftRemoved) {
         let left = left.len();
         return Err(Hold::FewLeft { live, left });
     }
@@ -96,7 +98,7 @@ pub(super) fn vacate(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
     if has_surplus(draft, shard) {
         return Ok(None);
     }
-    let leaving = |voter: &Replica| draft.view.nodes.get(&voter.node).and_then(why_left);
+    let leaving = |voter: &Replica| why_left(shard, draft.view.nodes.get(&voter.node)?);
     let mut voters = shard.voters();
     let Some((voter, why)) = voters.find_map(|voter| leaving(&voter).map(|why| (voter, why)))
     else {
@@ -199,11 +201,13 @@ fn remove(replica: Replica, reason: String) -> Proposal {
     }
 }
 
-fn why_left(node: &NodeView) -> Option<&'static str> {
-    match (node.role, node.duty) {
-        (Role::Placement, Duty::Serve | Duty::Drain | Duty::Leave) => Some("holds no shards"),
-        (Role::Both | Role::Data, Duty::Leave) => Some("is leaving"),
-        (Role::Both | Role::Data, Duty::Serve | Duty::Drain) => None,
+fn why_left(shard: &ShardView, node: &NodeView) -> Option<Unfit> {
+    if !node.is_for(shard.descriptor.id) {
+        return Some(Unfit::Role(node.role));
+    }
+    match node.duty {
+        Duty::Leave => Some(Unfit::Leaving),
+        Duty::Serve | Duty::Drain => None,
     }
 }
 
@@ -230,7 +234,7 @@ fn badness(
     let health = draft.health(voter.node);
     (
         health == Health::Dead,
-        node.is_some_and(|node| why_left(node).is_some()),
+        node.is_some_and(|node| why_left(shard, node).is_some()),
         node.is_some_and(|node| rule.refusal(&node.labels).is_some()),
         health == Health::Suspect,
         crowd(draft, rule, voters, voter.node),

@@ -4,27 +4,26 @@
 //! the load, as far as a sample of the keys asked for tells. When no key parts the load so that both halves
 //! get a fair share, one key has most of it, and a split would only make another shard.
 
-use crate::placement::operator::Action;
-use crate::placement::operator::SplitPoint;
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::placement::plan::draft::Draft;
 use crate::placement::plan::draft::Proposal;
 use crate::placement::plan::draft::Verdict;
 use crate::placement::plan::hold::Hold;
+use crate::placement::plan::hold::Unit;
 use crate::placement::policy::Policy;
-use crate::placement::rule::bound_inside;
 use crate::placement::shard::ShardView;
 use crate::types::Key;
+use crate::types::operator::Action;
+use crate::types::operator::SplitPoint;
 
-const MIB: u64 = 1024 * 1024;
-
-/// No keys of two rules in one shard.
+/// No keys of two rules in one shard, and none of two parts of keyspaces.
 pub(super) fn part(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
-    let bound = bound_inside(&draft.view.rules, &shard.descriptor.range);
-    let proposal = bound.map(|key| {
-        let reason = format!("a rule begins or ends at {}", key.escape_ascii());
-        split(SplitPoint::Key(key), reason)
-    });
-    Ok(proposal)
+    let bound = draft.view.wanted_bound(&shard.descriptor.range);
+    Ok(bound.map(|bound| {
+        let reason = bound.to_string();
+        split(SplitPoint::Key(bound.key), reason)
+    }))
 }
 
 /// No shard that is too big.
@@ -36,7 +35,8 @@ pub(super) fn by_size(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
     if shard.keys == 1 {
         return Err(Hold::OneKey);
     }
-    let reason = format!("it has {} MiB of {}", bytes / MIB, max / MIB);
+    let of = |bytes| Unit::Bytes.of(bytes);
+    let reason = format!("it has {}, of {} at most", of(bytes), of(max));
     Ok(Some(split(SplitPoint::Middle, reason)))
 }
 
@@ -94,7 +94,9 @@ fn halving_key(shard: &ShardView, policy: &Policy) -> Result<(Key, u64), Hold> {
     let fair =
         |left: usize| percent(left.min(sample.len() - left)) >= policy.split_share_min_percent;
     match best {
-        Some((key, left)) if fair(left) => Ok((key, percent(left))),
+        Some((key, left)) if fair(left) || mutant::lives(Mutant::HotKeySplit) => {
+            Ok((key, percent(left)))
+        }
         Some(_) | None => {
             let (key, count) = hottest.expect("the sample has keys");
             Err(Hold::HotKey {

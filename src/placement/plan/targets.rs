@@ -4,13 +4,15 @@
 //! best but has enough on its way already is waited for: a replica that were put into a worse zone now would
 //! have to be moved again.
 
+use crate::env::mutant;
+use crate::env::mutant::Mutant;
 use crate::placement::plan::draft::Draft;
 use crate::placement::plan::draft::Seat;
 use crate::placement::plan::hold::Excluded;
 use crate::placement::plan::hold::Hold;
-use crate::placement::rule::Rule;
 use crate::placement::shard::ShardView;
 use crate::types::NodeId;
+use crate::types::rule::Rule;
 
 /// The nodes that would do, all with as few of the shard's replicas in their zone.
 pub(super) struct Targets<'d, 'a> {
@@ -63,7 +65,7 @@ pub(super) fn exclusion(draft: &Draft<'_>, shard: &ShardView, seat: &Seat<'_>) -
     if shard.descriptor.replica_on(seat.node.id).is_some() {
         return Some(Excluded::Holds);
     }
-    if let Err(unfit) = seat.fitness {
+    if let Err(unfit) = seat.fitness(shard) {
         return Some(Excluded::Unfit(unfit));
     }
     if let Some(label) = draft.rule(shard).refusal(&seat.node.labels) {
@@ -74,6 +76,9 @@ pub(super) fn exclusion(draft: &Draft<'_>, shard: &ShardView, seat: &Seat<'_>) -
 
 /// How many of these nodes, the node itself left out, are in its zone.
 pub(super) fn crowd(draft: &Draft<'_>, rule: &Rule, nodes: &[NodeId], node: NodeId) -> usize {
+    if mutant::lives(Mutant::ZonesIgnored) {
+        return 0;
+    }
     let zone = |node: NodeId| {
         let seat = draft.seats.get(&node)?;
         rule.zone(&seat.node.labels)

@@ -166,10 +166,7 @@ impl Door {
             .unwrap_or(DEADLINE_DEFAULT)
             .min(DEADLINE_MAX);
         let margin = (deadline / 8).min(MARGIN_MAX);
-        let write = match &request {
-            Request::Write(write) => Some(write.id),
-            _read => None,
-        };
+        let write = request.write_id();
         let call = Call {
             request,
             deadline: deadline - margin,

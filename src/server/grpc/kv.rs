@@ -22,7 +22,9 @@ use crate::server::grpc::door::Entered;
 use crate::server::grpc::door::OVERLOADED_RETRY;
 use crate::server::grpc::door::unexpected;
 use crate::types::ClusterId;
+use crate::types::Key;
 use crate::types::RequestId;
+use crate::types::keyspace::KeyspaceName;
 use crate::types::request::Answered;
 use crate::types::request::Write;
 use crate::wire::convert::kv;
@@ -32,6 +34,7 @@ use crate::wire::convert::kv::WholeScan;
 use crate::wire::convert::kv::Written;
 use crate::wire::proto::v1;
 use crate::wire::proto::v1::kv_server::Kv;
+use crate::wire::request::KeyRequest;
 use crate::wire::request::Page;
 use crate::wire::request::Request as NodeRequest;
 use crate::wire::request::Response as NodeResponse;
@@ -58,11 +61,12 @@ impl KvDoor {
         &self,
         entered: Entered,
         id: RequestId,
-        checked: Result<Meant<Write>>,
+        (place, checked): (Result<Place>, Result<Meant<Write>>),
     ) -> Result<(Written, Answered), Status> {
         let outcome = async {
+            let Place { keyspace, resume } = place?;
             let (write, cluster) = checked?;
-            let request = NodeRequest::Write(write);
+            let request = KeyRequest::Write(write).of(keyspace, resume);
             match self.door.ask_as_client(entered, request, cluster).await? {
                 NodeResponse::Write(outcome, answered) => {
                     Ok((kv::written(outcome, id, &answered)?, answered))
@@ -77,7 +81,7 @@ impl KvDoor {
         &self,
         entered: Entered,
         id: RequestId,
-        checked: Result<Meant<Write>>,
+        checked: (Result<Place>, Result<Meant<Write>>),
     ) -> Result<(Done, Answered), Status> {
         match self.write(entered, id, checked).await? {
             (Written::Done(done), answered) => Ok((done, answered)),
@@ -110,8 +114,10 @@ impl Kv for KvDoor {
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetResponse>, Status> {
         let entered = self.door.enter(request.metadata())?;
+        let keyspace = kv::keyspace_of(&request.get_ref().keyspace).map_err(refused)?;
         let checked = kv::get_of(request.into_inner());
-        match self.read(entered, checked, NodeRequest::Get).await? {
+        let asked = |get| KeyRequest::Get(get).of(keyspace, None);
+        match self.read(entered, checked, asked).await? {
             NodeResponse::Get(found, answered) => Ok(Response::new(kv::got_out(found, answered))),
             other => Err(refused(unexpected(&other))),
         }
@@ -122,8 +128,10 @@ impl Kv for KvDoor {
         request: Request<v1::BatchGetRequest>,
     ) -> Result<Response<v1::BatchGetResponse>, Status> {
         let entered = self.door.enter(request.metadata())?;
+        let keyspace = kv::keyspace_of(&request.get_ref().keyspace).map_err(refused)?;
         let checked = kv::batch_get_of(request.into_inner());
-        match self.read(entered, checked, NodeRequest::BatchGet).await? {
+        let asked = |get| KeyRequest::BatchGet(get).of(keyspace, None);
+        match self.read(entered, checked, asked).await? {
             NodeResponse::BatchGet(found, answered) => {
                 let response = kv::batch_got_out(found, answered);
                 Ok(Response::new(response.map_err(refused)?))
@@ -139,7 +147,7 @@ impl Kv for KvDoor {
         let entered = self.door.enter(request.metadata())?;
         let request = request.into_inner();
         let id = self.door.request_id(&request.request_id)?;
-        let checked = kv::put_of(request, id);
+        let checked = (place(&request.keyspace), kv::put_of(request, id));
         let (done, answered) = self.write_unconditionally(entered, id, checked).await?;
         Ok(Response::new(kv::put_done_out(done, answered, id)))
     }
@@ -151,7 +159,7 @@ impl Kv for KvDoor {
         let entered = self.door.enter(request.metadata())?;
         let request = request.into_inner();
         let id = self.door.request_id(&request.request_id)?;
-        let checked = kv::delete_of(request, id);
+        let checked = (place(&request.keyspace), kv::delete_of(request, id));
         let (done, answered) = self.write_unconditionally(entered, id, checked).await?;
         Ok(Response::new(kv::delete_done_out(done, answered, id)))
     }
@@ -163,7 +171,12 @@ impl Kv for KvDoor {
         let entered = self.door.enter(request.metadata())?;
         let request = request.into_inner();
         let id = self.door.request_id(&request.request_id)?;
-        let checked = kv::delete_range_of(request, id);
+        // Without a keyspace the range begins at the resume key already.
+        let place = match request.keyspace.is_empty() {
+            true => Ok(Place::default()),
+            false => Place::of(&request.keyspace, &request.resume_key),
+        };
+        let checked = (place, kv::delete_range_of(request, id));
         let (done, answered) = self.write_unconditionally(entered, id, checked).await?;
         Ok(Response::new(kv::range_done_out(done, answered, id)))
     }
@@ -175,7 +188,7 @@ impl Kv for KvDoor {
         let entered = self.door.enter(request.metadata())?;
         let request = request.into_inner();
         let id = self.door.request_id(&request.request_id)?;
-        let checked = kv::write_of(request, id);
+        let checked = (place(&request.keyspace), kv::write_of(request, id));
         let (written, answered) = KvDoor::write(self, entered, id, checked).await?;
         Ok(Response::new(kv::written_out(written, answered, id)))
     }
@@ -187,6 +200,8 @@ impl Kv for KvDoor {
         request: Request<v1::ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
         let entered = self.door.enter(request.metadata())?;
+        let place = Place::of(&request.get_ref().keyspace, &request.get_ref().resume_key);
+        let place = place.map_err(refused)?;
         let (whole, cluster) = kv::scan_of(request.into_inner()).map_err(refused)?;
         let Ok(open) = self.scans.clone().try_acquire_owned() else {
             return Err(refused(Error::Overloaded {
@@ -201,10 +216,34 @@ impl Kv for KvDoor {
                 .deadline
                 .and_then(|deadline| Instant::now().checked_add(deadline)),
             cluster,
+            place,
             left: Some(whole),
             _open: open,
         };
         Ok(Response::new(stream::unfold(pages, Pages::next).boxed()))
+    }
+}
+
+/// In which keyspace a request is, and where it goes on there.
+#[derive(Debug, Clone, Default)]
+struct Place {
+    keyspace: Option<KeyspaceName>,
+    resume: Option<Key>,
+}
+
+impl Place {
+    fn of(keyspace: &str, resume: &Key) -> Result<Place> {
+        let place = Place {
+            keyspace: kv::keyspace_of(keyspace)?,
+            resume: kv::resume_of(resume)?,
+        };
+        match place.keyspace.is_none() && place.resume.is_some() {
+            true => Err(Error::invalid(
+                "resume_key",
+                "only a scan of a hash keyspace goes on there",
+            )),
+            false => Ok(place),
+        }
     }
 }
 
@@ -214,6 +253,7 @@ struct Pages {
     entered: Entered,
     ends: Option<Instant>,
     cluster: Option<ClusterId>,
+    place: Place,
     /// What is still to be read; `None` when all is, or after an error.
     left: Option<WholeScan>,
     _open: OwnedSemaphorePermit,
@@ -229,6 +269,7 @@ impl Pages {
                 Err(error) => return Some((Err(refused(error)), self)),
             };
             self.left = rest_of(whole, &page);
+            self.place.resume = page.unordered.as_ref().and_then(|it| it.resume.clone());
             if self.left.is_none() || !page.items.is_empty() {
                 return Some((Ok(kv::page_out(page)), self));
             }
@@ -241,7 +282,8 @@ impl Pages {
         scan.bytes_max = scan.bytes_max.min(PAGE_BYTES_MAX);
         let mut entered = self.entered;
         entered.deadline = Some(self.time_left()?);
-        let request = NodeRequest::Scan(scan);
+        let Place { keyspace, resume } = self.place.clone();
+        let request = KeyRequest::Scan(scan).of(keyspace, resume);
         match self
             .door
             .ask_as_client(entered, request, self.cluster)
@@ -276,7 +318,7 @@ fn rest_of(mut whole: WholeScan, page: &Page) -> Option<WholeScan> {
         .iter()
         .map(|item| item.key.len() + item.versioned.value.len());
     let bytes = sizes.sum::<usize>() as u64;
-    let is_end_of_cut = page.rest_as_of.is_none();
+    let is_end_of_cut = page.rest_cut.is_none();
     // A portion that stops short of its shard's end without all the keys that it may have was full.
     let cut_by_bytes = !is_end_of_cut
         && u64::from(PAGE_BYTES_MAX) >= whole.bytes_max
@@ -290,8 +332,12 @@ fn rest_of(mut whole: WholeScan, page: &Page) -> Option<WholeScan> {
     whole.scan.range = page.rest.clone()?;
     whole.scan.keys_max = u32::try_from(whole.keys_max).unwrap_or(u32::MAX);
     whole.scan.bytes_max = u32::try_from(whole.bytes_max).unwrap_or(u32::MAX);
-    whole.scan.as_of = page.rest_as_of;
+    whole.scan.cut = page.rest_cut.clone();
     Some(whole)
+}
+
+fn place(keyspace: &str) -> Result<Place> {
+    Place::of(keyspace, &Key::new())
 }
 
 fn refused(error: Error) -> Status {

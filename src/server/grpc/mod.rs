@@ -6,6 +6,7 @@ pub mod inflow;
 pub mod door;
 pub mod kv;
 pub mod cluster;
+pub mod admin;
 pub mod placement;
 pub mod transport;
 
@@ -36,6 +37,7 @@ use crate::wire::lane::MESSAGE_BYTES_MAX;
 use crate::wire::lane::STREAM_WINDOW_BYTES;
 use crate::wire::lane::sentence;
 use crate::wire::proto::DESCRIPTORS;
+use crate::wire::proto::v1::administration_server::AdministrationServer;
 use crate::wire::proto::v1::cluster_server::ClusterServer;
 use crate::wire::proto::v1::kv_server::KvServer;
 use crate::wire::proto::v1::placement_server::PlacementServer;
@@ -71,10 +73,11 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Names under which health is asked for; the empty one is the whole server.
-const HEALTH_NAMES: [&str; 4] = [
+const HEALTH_NAMES: [&str; 5] = [
     "",
     "quorate.v1.Kv",
     "quorate.v1.Cluster",
+    "quorate.v1.Administration",
     "quorate.v1.Placement",
 ];
 
@@ -120,7 +123,7 @@ impl Doors {
         }
     }
 
-    /// Serves Kv, Cluster, Placement, health and reflection. Health says `SERVING` while `ready` is true. Returns
+    /// Serves Kv, Cluster, Administration, Placement, health and reflection. Health says `SERVING` while `ready` is true. Returns
     /// after `stop`; dropping the future stops taking connections and leaves those there are open.
     pub async fn serve_clients(
         &self,
@@ -139,6 +142,9 @@ impl Doors {
                 ),
             )
             .add_service(room.bound(ClusterServer::new(cluster::ClusterDoor::new(door.clone()))))
+            .add_service(room.bound(AdministrationServer::new(admin::AdminDoor::new(
+                door.clone(),
+            ))))
             .add_service(
                 room.bound(PlacementServer::new(placement::PlacementDoor::new(
                     door,
@@ -156,7 +162,7 @@ impl Doors {
         }
     }
 
-    /// Serves Transport, and Kv, Cluster and Placement for calls of other nodes. Until `identity` is
+    /// Serves Transport, and Kv, Cluster, Administration and Placement for calls of other nodes. Until `identity` is
     /// set, only Form and Join are answered. Returns after `stop`; dropping the future stops taking connections
     /// and leaves those there are open.
     pub async fn serve_nodes(
@@ -180,6 +186,9 @@ impl Doors {
                 ),
             )
             .add_service(room.bound(ClusterServer::new(cluster::ClusterDoor::new(door.clone()))))
+            .add_service(room.bound(AdministrationServer::new(admin::AdminDoor::new(
+                door.clone(),
+            ))))
             .add_service(
                 room.bound(PlacementServer::new(placement::PlacementDoor::new(
                     door,

@@ -37,6 +37,7 @@ use crate::server::grpc::door::Entered;
 use crate::server::grpc::door::unexpected;
 use crate::types::ClusterId;
 use crate::wire::convert::group_of;
+use crate::wire::convert::merges;
 use crate::wire::convert::placement;
 use crate::wire::convert::transport as convert;
 use crate::wire::outbox::Outbox;
@@ -208,8 +209,11 @@ impl Transport for TransportDoor {
     ) -> Result<Response<v1::ReportResponse>, Status> {
         let entered = self.door.enter(request.metadata())?;
         let report = placement::report_of(request.into_inner()).map_err(refused)?;
-        match self.ask(entered, NodeRequest::Report(report)).await? {
-            NodeResponse::Report(changes) => Ok(Response::new(placement::changes_out(changes))),
+        match self
+            .ask(entered, NodeRequest::Report(Box::new(report)))
+            .await?
+        {
+            NodeResponse::Report(orders) => Ok(Response::new(placement::orders_out(orders))),
             other => Err(refused(unexpected(&other))),
         }
     }
@@ -254,6 +258,18 @@ impl Transport for TransportDoor {
         let request = NodeRequest::CheckReplica(name, check);
         match self.ask(entered, request).await? {
             NodeResponse::CheckReplica(checked) => Ok(Response::new(convert::checked_out(checked))),
+            other => Err(refused(unexpected(&other))),
+        }
+    }
+
+    async fn merge(
+        &self,
+        request: Request<v1::MergeRequest>,
+    ) -> Result<Response<v1::MergeResponse>, Status> {
+        let entered = self.door.enter(request.metadata())?;
+        let merge = merges::request_of(request.into_inner()).map_err(refused)?;
+        match self.ask(entered, NodeRequest::Merge(merge)).await? {
+            NodeResponse::Merge(reply) => Ok(Response::new(merges::reply_out(reply))),
             other => Err(refused(unexpected(&other))),
         }
     }

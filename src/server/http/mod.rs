@@ -1,10 +1,12 @@
-//! The HTTP port: `/livez`, `/readyz` and `/metrics`, for probes and collectors.
+//! The HTTP port: `/livez`, `/readyz` and `/metrics`, for probes and collectors, and the console for people.
 //!
 //! `/livez` says only that the process answers: a probe that restarts a node because its group has no
 //! leader makes an outage longer. `/readyz` fails while any check fails, with the failing ones in the
 //! body; `?verbose` lists all, `?exclude=name` leaves one out.
 
 pub mod accept;
+pub mod picture;
+pub mod console;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -55,9 +57,11 @@ impl<F: Fn() -> Vec<Check> + Send + Sync + 'static> Checks for F {
 pub async fn serve(
     listener: TcpListener,
     checks: Arc<dyn Checks>,
+    console: console::Source,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let server = axum::serve(Few::of(listener), router(checks)).with_graceful_shutdown(stop);
+    let server =
+        axum::serve(Few::of(listener), router(checks, console)).with_graceful_shutdown(stop);
     tokio::select! {
         biased;
         served = server.into_future() => served,
@@ -74,13 +78,15 @@ async fn keep_metrics() -> Infallible {
     }
 }
 
-fn router(checks: Arc<dyn Checks>) -> Router {
+fn router(checks: Arc<dyn Checks>, console: console::Source) -> Router {
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render_metrics))
+        .route("/favicon.ico", get(|| async { StatusCode::NO_CONTENT }))
         .fallback(not_found)
         .with_state(checks)
+        .merge(console::router(console))
 }
 
 async fn livez() -> &'static str {
@@ -124,6 +130,6 @@ async fn render_metrics() -> Response {
 }
 
 async fn not_found() -> Response {
-    let body = "not found; there are /livez, /readyz, /readyz?verbose and /metrics\n";
+    let body = "not found; there are /console/, /livez, /readyz, /readyz?verbose and /metrics\n";
     (StatusCode::NOT_FOUND, body).into_response()
 }

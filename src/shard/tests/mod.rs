@@ -2,6 +2,8 @@
 //! a snapshot, and read by other threads meanwhile.
 
 mod chain;
+mod merge;
+mod merge_protocol;
 mod split;
 
 use std::collections::BTreeMap;
@@ -29,7 +31,7 @@ use crate::machine::SnapshotSource;
 use crate::machine::StateMachine;
 use crate::mvcc::Floors;
 use crate::shard::Command;
-use crate::shard::Gone;
+use crate::shard::Others;
 use crate::shard::Seed;
 use crate::shard::ShardMachine;
 use crate::shard::ShardReader;
@@ -60,6 +62,8 @@ use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
 use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
+use crate::types::shard::Size;
+use crate::wire::request::Cut;
 use crate::wire::request::Scan;
 
 const HISTORY_MS: u64 = 400;
@@ -77,7 +81,7 @@ fn replicas(first: u64) -> Vec<Replica> {
     (0..3).map(replica).collect()
 }
 
-fn nothing_gone() -> Gone {
+fn nothing_gone() -> Arc<dyn Others> {
     Arc::new(|_| false)
 }
 
@@ -96,11 +100,16 @@ fn reopened(engine: Arc<dyn Engine>) -> ShardMachine {
 fn outcomes(answer: &[u8]) -> Vec<WriteOutcome> {
     match Answer::decode(answer).unwrap() {
         Answer::Writes(outcomes) => outcomes,
-        Answer::Split(outcome) => panic!("writes were answered as a split: {outcome:?}"),
+        other @ (Answer::Split(_) | Answer::Merge(_)) => panic!("writes were answered {other:?}"),
     }
 }
 
 fn seeded(engine: Arc<dyn Engine>) -> ShardMachine {
+    seeded_as(engine, REPLICA)
+}
+
+/// The first shard's replica with this id.
+fn seeded_as(engine: Arc<dyn Engine>, replica: ReplicaId) -> ShardMachine {
     let slots = Slots::open(engine.clone()).unwrap();
     let descriptor = ShardDescriptor {
         id: ShardId(1),
@@ -119,8 +128,8 @@ fn seeded(engine: Arc<dyn Engine>) -> ShardMachine {
         retry_window_ms: WINDOW_MS,
         ..Seed::new(descriptor, applied)
     };
-    seed(&engine, &slots, REPLICA, first).unwrap();
-    open_in(&engine, &slots, REPLICA)
+    seed(&engine, &slots, replica, first).unwrap();
+    open_in(&engine, &slots, replica)
 }
 
 /// A replica with its keys in two slots, as after a merge.
@@ -458,6 +467,37 @@ fn check_reads(model: &Model, reader: &ShardReader) -> Result<(), TestCaseError>
     if below != row.floors.history {
         prop_assert!(reader.get(&key(1), Some(below)).is_err());
     }
+    check_size(model, reader)
+}
+
+/// No write came between the counting for a split and the split, so every size is exact.
+fn check_size(model: &Model, reader: &ShardReader) -> Result<(), TestCaseError> {
+    let row = reader.row();
+    let here = |key: &Key| row.descriptor.range.contains(key);
+    let sizes = (0..7).map(key).filter(here).filter_map(|key| {
+        let (_, value) = model.at(&key, row.last_stamp)?;
+        let size = Size::of(&key, value.len() as u64);
+        Some((key, size))
+    });
+    let sizes: Vec<(Key, Size)> = sizes.collect();
+    let all = sizes
+        .iter()
+        .fold(Size::default(), |all, (_, size)| all.with(*size));
+    prop_assert_eq!(row.size, all);
+    prop_assert_eq!(reader.counted().unwrap(), all);
+    let middle = reader.middle().unwrap();
+    prop_assert_eq!(middle.is_some(), sizes.len() > 1);
+    let Some((middle, below)) = middle else {
+        return Ok(());
+    };
+    prop_assert_eq!(reader.size_below(&middle).unwrap(), below);
+    let place = sizes.iter().position(|(key, _)| *key == middle);
+    let place = place.expect("the middle is a key of the shard");
+    prop_assert!(place > 0 && below.keys == place as u64);
+    // It is the first with half of the bytes below it, or the last.
+    prop_assert!(below.bytes >= all.bytes / 2 || place == sizes.len() - 1);
+    let before = below.bytes - sizes[place - 1].1.bytes;
+    prop_assert!(place == 1 || before < all.bytes / 2);
     Ok(())
 }
 
@@ -469,7 +509,7 @@ fn scan_all(reader: &ShardReader, as_of: Timestamp, reverse: bool) -> Vec<(Key, 
         reverse,
         keys_only: false,
         read: ReadKind::Follower,
-        as_of: Some(as_of),
+        cut: Some(Cut::at(as_of)),
     };
     let mut all = Vec::new();
     loop {
@@ -692,7 +732,7 @@ fn scan_cut(reader: &ShardReader) -> Option<Vec<u64>> {
         reverse: false,
         keys_only: false,
         read: ReadKind::Follower,
-        as_of: Some(reader.last_stamp()),
+        cut: Some(Cut::at(reader.last_stamp())),
     };
     let mut counters = Vec::new();
     loop {

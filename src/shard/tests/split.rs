@@ -6,20 +6,21 @@ use crate::shard::command::SplitOutcome;
 use crate::shard::destroy;
 use crate::shard::empty;
 use crate::types::shard::Birth;
+use crate::types::shard::Size;
 
 use super::*;
 
 /// The replicas of one node, one of each shard, and what their logs say.
-struct Node {
-    engine: Arc<dyn Engine>,
-    slots: Arc<Slots>,
-    machines: BTreeMap<ReplicaId, ShardMachine>,
-    logs: BTreeMap<ReplicaId, Vec<LogEntry>>,
+pub(super) struct Node {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) slots: Arc<Slots>,
+    pub(super) machines: BTreeMap<ReplicaId, ShardMachine>,
+    pub(super) logs: BTreeMap<ReplicaId, Vec<LogEntry>>,
     last_id: u64,
 }
 
 impl Node {
-    fn new(engine: Arc<dyn Engine>) -> Node {
+    pub(super) fn new(engine: Arc<dyn Engine>) -> Node {
         let machine = seeded(engine.clone());
         Node {
             engine,
@@ -31,7 +32,7 @@ impl Node {
     }
 
     /// The replica of the shard with a key. There is one, and one only.
-    fn replica_of(&self, key: &Key) -> ReplicaId {
+    pub(super) fn replica_of(&self, key: &Key) -> ReplicaId {
         let has_it = |machine: &ShardMachine| {
             let row = machine.reader().row();
             row.slot_of(key).is_some()
@@ -42,11 +43,11 @@ impl Node {
         *replica
     }
 
-    fn row(&self, replica: ReplicaId) -> Arc<Row> {
+    pub(super) fn row(&self, replica: ReplicaId) -> Arc<Row> {
         self.machines[&replica].reader().row()
     }
 
-    fn apply(&mut self, replica: ReplicaId, header: Header, body: Body) -> Bytes {
+    pub(super) fn apply(&mut self, replica: ReplicaId, header: Header, body: Body) -> Bytes {
         let row = self.row(replica);
         let last = row.applied.position.unwrap();
         let header = Header {
@@ -63,6 +64,7 @@ impl Node {
         self.logs.get_mut(&replica).unwrap().push(entry.clone());
         let answers = self.machines.get_mut(&replica).unwrap().apply(&[entry]);
         self.open_seeded(replica);
+        self.drop_ended(replica);
         answers.unwrap().remove(0)
     }
 
@@ -75,9 +77,22 @@ impl Node {
         }
     }
 
-    fn split(&mut self, leader: &mut Leader, replica: ReplicaId, at: Key) -> SplitOutcome {
+    /// Nothing goes on with what has ended.
+    fn drop_ended(&mut self, replica: ReplicaId) {
+        for ended in self.machines.get_mut(&replica).unwrap().take_ended() {
+            self.machines.remove(&ended);
+        }
+    }
+
+    pub(super) fn split(
+        &mut self,
+        leader: &mut Leader,
+        replica: ReplicaId,
+        at: Key,
+    ) -> SplitOutcome {
         self.last_id += 10;
         let before = self.row(replica);
+        let left = self.machines[&replica].reader().size_below(&at).unwrap();
         let stamp = leader.stamp(1);
         let header = Header {
             stamp,
@@ -87,6 +102,7 @@ impl Node {
         let body = Body::Split(Split {
             at,
             child: ShardId(self.last_id),
+            left,
             replicas: replicas(self.last_id),
         });
         let answer = self.apply(replica, header, body);
@@ -127,7 +143,7 @@ impl Node {
         );
     }
 
-    fn hashes(&self) -> BTreeMap<ReplicaId, u64> {
+    pub(super) fn hashes(&self) -> BTreeMap<ReplicaId, u64> {
         let hashes = self
             .machines
             .iter()
@@ -136,32 +152,64 @@ impl Node {
     }
 
     /// After a crash: the logs give back what the engine has lost.
-    fn recover(engine: Arc<dyn Engine>, logs: BTreeMap<ReplicaId, Vec<LogEntry>>) -> Node {
+    pub(super) fn recover(
+        engine: Arc<dyn Engine>,
+        logs: BTreeMap<ReplicaId, Vec<LogEntry>>,
+    ) -> Node {
+        let mut node = Node::reopened(engine, logs);
+        // A child's id is above its parent's: its parent has replayed the split by then.
+        for replica in node.logs.keys().copied().collect::<Vec<_>>() {
+            node.catch_up(replica, None);
+        }
+        node
+    }
+
+    pub(super) fn reopened(
+        engine: Arc<dyn Engine>,
+        logs: BTreeMap<ReplicaId, Vec<LogEntry>>,
+    ) -> Node {
         let slots = Slots::open(engine.clone()).unwrap();
         let opened = crate::shard::replicas(&*engine).unwrap();
         let opened = opened.iter().map(|id| (*id, open_in(&engine, &slots, *id)));
-        let mut node = Node {
+        Node {
             machines: opened.collect(),
             engine,
             slots,
             logs,
             last_id: 0,
-        };
-        // A child's id is above its parent's: its parent has replayed the split by then.
-        for (replica, log) in node.logs.clone() {
-            let machine = node.machines.get_mut(&replica).unwrap();
-            let applied = machine.applied().position.unwrap();
-            let missing = log.iter().filter(|entry| entry.position > applied);
-            let missing: Vec<LogEntry> = missing.cloned().collect();
-            machine.apply(&missing).unwrap();
-            node.open_seeded(replica);
         }
-        node
+    }
+
+    /// Applies what the log of a replica has behind its state, up to an index. What it needs is brought to where
+    /// it is needed first. Nothing where the replica has ended.
+    pub(super) fn catch_up(&mut self, replica: ReplicaId, upto: Option<u64>) {
+        loop {
+            let Some(machine) = self.machines.get_mut(&replica) else {
+                return;
+            };
+            let applied = machine.applied().position.unwrap();
+            let log = self.logs.get(&replica).into_iter().flatten();
+            let missing = log.filter(|entry| {
+                let index = entry.position.index;
+                index > applied.index && upto.is_none_or(|upto| index <= upto)
+            });
+            let missing: Vec<LogEntry> = missing.cloned().collect();
+            let answers = machine.apply(&missing).unwrap();
+            let need = machine.take_need();
+            assert_eq!(need.is_some(), answers.len() < missing.len());
+            self.open_seeded(replica);
+            self.drop_ended(replica);
+            let Some(need) = need else { return };
+            let needed = need.replica.expect("it is on this node");
+            self.catch_up(needed, Some(need.position.index));
+            let brought = self.row(needed).applied.position.unwrap();
+            assert_eq!(brought, need.position);
+        }
     }
 }
 
 impl Leader {
-    fn stamp(&mut self, count: u64) -> Timestamp {
+    pub(super) fn stamp(&mut self, count: u64) -> Timestamp {
         let stamp = self.last.plus(1).max(Timestamp::from_wall(self.wall_ms));
         self.last = stamp.plus(count - 1);
         stamp
@@ -169,14 +217,14 @@ impl Leader {
 }
 
 /// One leader for all shards: its stamps rise in each.
-struct Run {
-    node: Node,
-    leader: Leader,
-    model: Model,
+pub(super) struct Run {
+    pub(super) node: Node,
+    pub(super) leader: Leader,
+    pub(super) model: Model,
 }
 
 impl Run {
-    fn new(engine: Arc<dyn Engine>) -> Run {
+    pub(super) fn new(engine: Arc<dyn Engine>) -> Run {
         Run {
             node: Node::new(engine),
             leader: Leader::new(),
@@ -184,7 +232,7 @@ impl Run {
         }
     }
 
-    fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
+    pub(super) fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
         let (kind, first, second, number) = step;
         self.leader.wall_ms += u64::from(number % 23);
         if kind % 7 == 0 {
@@ -213,13 +261,13 @@ impl Run {
         check_answers(&mut self.model, &answer, &[(write, stamp)], &row)
     }
 
-    fn collect_some(&mut self, portions: u16) {
+    pub(super) fn collect_some(&mut self, portions: u16) {
         for machine in self.node.machines.values_mut() {
             collect_some(machine, portions);
         }
     }
 
-    fn check_reads(&self) -> Result<(), TestCaseError> {
+    pub(super) fn check_reads(&self) -> Result<(), TestCaseError> {
         let mut machines = self.node.machines.values();
         machines.try_for_each(|machine| check_reads(&self.model, &machine.reader()))
     }
@@ -245,7 +293,7 @@ fn splits_against_the_model(engine: Arc<dyn Engine>, steps: &[Step]) -> Result<(
     run.check_reads()
 }
 
-fn stored_in(engine: &dyn Engine, pieces: &[Piece]) -> usize {
+pub(super) fn stored_in(engine: &dyn Engine, pieces: &[Piece]) -> usize {
     let families = pieces.iter().flat_map(|piece| {
         let family = |family| layout::family(piece.slot, family, &piece.range);
         Family::CLEARED.map(family)
@@ -286,7 +334,10 @@ proptest! {
         for (mut source, then) in begun {
             let other: Arc<dyn Engine> = memory();
             let slots = Slots::open(other.clone()).unwrap();
-            let descriptor = run.node.row(REPLICA).descriptor.clone();
+            let descriptor = ShardDescriptor {
+                epoch: Epoch::default(),
+                ..run.node.row(REPLICA).descriptor.clone()
+            };
             prop_assert!(empty(&other, &slots, REPLICA, descriptor).unwrap());
             let mut target = open_in(&other, &slots, REPLICA);
             prop_assert_eq!(target.applied(), Applied::default());
@@ -313,7 +364,7 @@ proptest! {
     }
 }
 
-fn put(key: Key, value: &'static [u8]) -> WriteKind {
+pub(super) fn put(key: Key, value: &'static [u8]) -> WriteKind {
     let value = Value::from_static(value);
     WriteKind::Keys {
         conditions: Vec::new(),
@@ -346,6 +397,7 @@ fn a_split_ends_its_batch_and_what_follows_is_applied_behind_it() {
         let body = Body::Split(Split {
             at: key(3),
             child: ShardId(7),
+            left: Size::default(),
             replicas: replicas(11),
         });
         leader.entry(Payload::Command(Command { header, body }.encode()))
@@ -428,7 +480,7 @@ fn a_child_that_is_gone_is_not_cleared_while_readers_go_by_the_old_row() {
     let engine = Arc::new(Watched::default());
     let shared: Arc<dyn Engine> = engine.clone();
     let slots = seeded(shared.clone()).reader().slots().clone();
-    let gone: Gone = Arc::new(|replica| replica == ReplicaId(11));
+    let gone: Arc<dyn Others> = Arc::new(|replica| replica == ReplicaId(11));
     let opened = ShardMachine::open(shared, slots.clone(), REPLICA, gone);
     let mut machine = opened.unwrap().unwrap();
     let mut leader = Leader::new();
@@ -451,6 +503,7 @@ fn a_child_that_is_gone_is_not_cleared_while_readers_go_by_the_old_row() {
         body: Body::Split(Split {
             at: key(1),
             child: ShardId(7),
+            left: Size::default(),
             replicas: replicas(11),
         }),
     };

@@ -19,6 +19,7 @@ use crate::testkit::mix::Target;
 use crate::types::GroupId;
 use crate::types::Key;
 use crate::types::NodeId;
+use crate::types::overview::Arrangement;
 
 /// For one change with all its attempts. Some cannot succeed while nodes are away.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -26,6 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const ASK: Duration = Duration::from_millis(500);
 /// Replicas of a shard.
 const REPLICAS: usize = 3;
+/// Placement repairs and evens out within the time that faults last.
+const IMPATIENT: [(&str, &str); 4] = [
+    ("suspect_after", "3s"),
+    ("replace_after", "8s"),
+    ("replica_rest", "10s"),
+    ("leader_rest", "5s"),
+];
 /// Cutting on for an hour would leave nothing but shards.
 const SHARDS_MAX: usize = 24;
 
@@ -68,8 +76,24 @@ impl Changer {
     }
 
     /// Cuts the key space at every third place and spreads the shards over all nodes, so that each node
-    /// leads something.
+    /// leads something. Placement watches meanwhile, and is soon impatient afterwards.
     pub async fn spread(&self) -> Result<()> {
+        for (name, value) in IMPATIENT {
+            let (name, value) = (name.to_owned(), Some(value.to_owned()));
+            self.arrange(Arrangement::SetSetting { name, value })
+                .await?;
+        }
+        self.arrange(Arrangement::SetPaused(true)).await?;
+        let spread = self.spread_by_hand().await;
+        self.arrange(Arrangement::SetPaused(false)).await?;
+        spread
+    }
+
+    async fn arrange(&self, arrangement: Arrangement) -> Result<()> {
+        self.admin.arrange(arrangement, Some(PATIENCE)).await
+    }
+
+    async fn spread_by_hand(&self) -> Result<()> {
         let first = self.admin.shards(ASK).await?;
         let mut shard = first.first().map(|view| view.shard.id);
         for cut in self.cuts.iter().step_by(3) {
@@ -183,8 +207,8 @@ impl Changer {
         (format!("{id} led by {to}"), moved.await)
     }
 
-    /// To a node that has none, where there is one: the shard has one replica more for a while. Otherwise
-    /// one leaves, and comes back as a new one.
+    /// To a node that has none, where there is one, by an operator of placement. Otherwise one leaves, and
+    /// placement puts another one in its place.
     async fn move_replica(&self, view: &ShardView, lot: u64) -> (String, Result<()>) {
         let id = view.shard.id;
         let nodes = match self.nodes().await {
@@ -195,30 +219,23 @@ impl Changer {
         let has = |node: &NodeId| replicas.iter().any(|replica| replica.node == *node);
         let free: Vec<NodeId> = nodes.into_iter().filter(|node| !has(node)).collect();
         let leaving = pick(replicas, lot >> 8);
-        let to = if free.is_empty() {
-            leaving.node
-        } else {
-            pick(&free, lot >> 16)
-        };
-        let what = format!("replica of {id} from {} to {to}", leaving.node);
-        let add = || self.admin.add_replica(id, to, Some(PATIENCE));
-        let remove = || self.admin.remove_replica(id, leaving.id, Some(PATIENCE));
-        let done = async {
-            if to == leaving.node {
-                remove().await?;
-                add().await?;
-                return Ok(());
+        let from = leaving.node;
+        if free.is_empty() {
+            let what = format!("replica of {id} off {from}");
+            // One that an earlier change has left with fewer keeps them.
+            if replicas.len() < REPLICAS {
+                return (what, Ok(()));
             }
-            // One that an earlier change has left with fewer gets one, one with more loses one.
-            if replicas.len() <= REPLICAS {
-                add().await?;
-            }
-            if replicas.len() >= REPLICAS {
-                remove().await?;
-            }
-            Ok(())
-        };
-        (what, done.await)
+            let removed = self.admin.remove_replica(id, leaving.id, Some(PATIENCE));
+            return (what, removed.await.map(drop));
+        }
+        let to = pick(&free, lot >> 16);
+        let shard = id;
+        let ordered = self.arrange(Arrangement::MoveReplica { shard, from, to });
+        (
+            format!("replica of {id} from {from} to {to}"),
+            ordered.await,
+        )
     }
 }
 

@@ -2,6 +2,7 @@
 //! cluster from outside, and says the first thing that cannot be. Decides only.
 
 pub mod leaders;
+pub mod voters;
 pub mod votes;
 pub mod entries;
 pub mod states;

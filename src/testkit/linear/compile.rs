@@ -78,11 +78,12 @@ pub(super) fn effective(answer: &Answer) -> Effective<'_> {
             }
         }
         Answer::Wrote(WriteOutcome::Spanning { .. }, _) | Answer::Refused => Effective::Nothing,
-        // The last three are not final: another attempt under the same id may have been applied.
+        // The last four are not final: another attempt under the same id may have been applied.
         Answer::Wrote(WriteOutcome::TooLateToKnow { .. }, _)
         | Answer::Wrote(WriteOutcome::ClockAhead { .. }, _)
         | Answer::Wrote(WriteOutcome::StaleEpoch, _)
         | Answer::Wrote(WriteOutcome::StaleStamp, _)
+        | Answer::Wrote(WriteOutcome::Frozen, _)
         | Answer::Found(..)
         | Answer::Scanned { .. }
         | Answer::Unknown => Effective::Unknown,

@@ -148,7 +148,10 @@ fn wrote(kind: &WriteKind, outcome: &WriteOutcome) -> Option<&'static str> {
         (_, WriteOutcome::TooLateToKnow { .. }) => None,
         (
             _,
-            WriteOutcome::ClockAhead { .. } | WriteOutcome::StaleEpoch | WriteOutcome::StaleStamp,
+            WriteOutcome::ClockAhead { .. }
+            | WriteOutcome::StaleEpoch
+            | WriteOutcome::StaleStamp
+            | WriteOutcome::Frozen,
         ) => Some("not a final answer"),
         (
             WriteKind::Keys { operations, .. },

@@ -173,7 +173,8 @@ fn wrote(outcome: &WriteOutcome) -> String {
         WriteOutcome::ClockAhead { .. }
         | WriteOutcome::Spanning { .. }
         | WriteOutcome::StaleEpoch
-        | WriteOutcome::StaleStamp => format!("{outcome:?}"),
+        | WriteOutcome::StaleStamp
+        | WriteOutcome::Frozen => format!("{outcome:?}"),
     }
 }
 

@@ -376,7 +376,7 @@ impl Client {
             reverse,
             keys_only: false,
             read: ReadKind::Linearizable,
-            as_of: None,
+            cut: None,
         };
         let mut answer = Answer::Unknown;
         for _ in 0..PORTIONS_MAX {
@@ -384,11 +384,11 @@ impl Client {
             else {
                 break;
             };
-            let next = page.rest.clone().zip(page.rest_as_of);
+            let next = page.rest.clone().zip(page.rest_cut.clone());
             answer = with_portion(answer, page, &range, reverse);
-            let Some((rest, as_of)) = next else { break };
+            let Some((rest, cut)) = next else { break };
             scan.range = rest;
-            scan.as_of = Some(as_of);
+            scan.cut = Some(cut);
         }
         self.see(&answer);
         let asked = Asked::Scan {

@@ -37,6 +37,7 @@ use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::Call;
 use crate::wire::request::Channel;
+use crate::wire::request::Cut;
 use crate::wire::request::Page;
 use crate::wire::request::Request;
 use crate::wire::request::Response;
@@ -245,7 +246,10 @@ impl State {
     }
 
     fn page(&self, scan: &Scan) -> Page {
-        let as_of = scan.as_of.unwrap_or(Timestamp(self.clock));
+        let as_of = scan
+            .cut
+            .as_ref()
+            .map_or(Timestamp(self.clock), |cut| cut.as_of);
         let inside = self.keys.keys().filter(|key| scan.range.contains(key));
         let mut items: Vec<KeyValue> = inside
             .filter_map(|key| {
@@ -270,10 +274,11 @@ impl State {
         });
         Page {
             items,
-            rest_as_of: rest.as_ref().map(|_| as_of),
+            rest_cut: rest.as_ref().map(|_| Cut::at(as_of)),
             rest,
             as_of,
             answered: ANSWERED,
+            unordered: None,
         }
     }
 }

@@ -157,7 +157,7 @@ pub fn changed_of(shard: Option<v1::ShardDescriptor>) -> Result<ShardDescriptor>
     shard_of(required("shard", shard)?)
 }
 
-fn numbered(field: &str, id: u64) -> Result<u64> {
+pub(super) fn numbered(field: &str, id: u64) -> Result<u64> {
     match id {
         0 => Err(Error::invalid(field, "ids start at 1")),
         id => Ok(id),
@@ -244,12 +244,23 @@ fn group_status_of(status: v1::GroupStatus) -> Result<GroupStatus> {
     })
 }
 
-/// A shard, to be sent.
-pub(crate) fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
-    let replicas = shard.replicas.into_iter().map(|replica| v1::Replica {
+pub(super) fn replica_out(replica: Replica) -> v1::Replica {
+    v1::Replica {
         id: replica.id.0,
         node: replica.node.0,
-    });
+    }
+}
+
+pub(super) fn replica_of(replica: v1::Replica) -> Replica {
+    Replica {
+        id: ReplicaId(replica.id),
+        node: NodeId(replica.node),
+    }
+}
+
+/// A shard, to be sent.
+pub(crate) fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
+    let replicas = shard.replicas.into_iter().map(replica_out);
     v1::ShardDescriptor {
         id: shard.id.0,
         range: Some(range_out(shard.range)),
@@ -261,10 +272,7 @@ pub(crate) fn shard_out(shard: ShardDescriptor) -> v1::ShardDescriptor {
 
 /// A shard that was received.
 pub(crate) fn shard_of(shard: v1::ShardDescriptor) -> Result<ShardDescriptor> {
-    let replicas = shard.replicas.into_iter().map(|replica| Replica {
-        id: ReplicaId(replica.id),
-        node: NodeId(replica.node),
-    });
+    let replicas = shard.replicas.into_iter().map(replica_of);
     Ok(ShardDescriptor {
         id: ShardId(shard.id),
         range: range_of("shard.range", required("shard.range", shard.range)?)?,

@@ -13,6 +13,8 @@ use crate::types::ReplicaId;
 use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::Timestamp;
+use crate::types::key::KEY_BYTES_MAX;
+use crate::types::keyspace::KeyspaceName;
 use crate::types::request::Answered;
 use crate::types::request::Condition;
 use crate::types::request::DELETE_RANGE_KEYS_MAX;
@@ -36,9 +38,11 @@ use crate::wire::convert::sixteen;
 use crate::wire::convert::sixteen_bytes;
 use crate::wire::proto::v1;
 use crate::wire::request::BatchGet;
+use crate::wire::request::Cut;
 use crate::wire::request::Get;
 use crate::wire::request::Page;
 use crate::wire::request::Scan;
+use crate::wire::request::Unordered;
 
 /// A request and the cluster that the caller means.
 pub type Meant<T> = (T, Option<ClusterId>);
@@ -48,6 +52,22 @@ pub type Meant<T> = (T, Option<ClusterId>);
 pub const BATCH_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
 
 // ---- requests, inwards ----
+
+/// The keyspace that a request names.
+pub fn keyspace_of(name: &str) -> Result<Option<KeyspaceName>> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let name = name.parse::<KeyspaceName>();
+    name.map(Some)
+        .map_err(|reason| Error::invalid("keyspace", reason))
+}
+
+/// Where a request goes on.
+pub fn resume_of(resume: &Key) -> Result<Option<Key>> {
+    at_most("resume_key", "bytes", resume.len(), KEY_BYTES_MAX + 1)?;
+    Ok((!resume.is_empty()).then(|| resume.clone()))
+}
 
 /// Checks a Get.
 pub fn get_of(request: v1::GetRequest) -> Result<Meant<Get>> {
@@ -90,7 +110,13 @@ pub fn delete_of(request: v1::DeleteRequest, id: RequestId) -> Result<Meant<Writ
 /// Checks a DeleteRange. Its id comes from [`id_of`].
 pub fn delete_range_of(request: v1::DeleteRangeRequest, id: RequestId) -> Result<Meant<Write>> {
     let cluster = cluster_of(&request.cluster_id)?;
-    let range = range_of("range", required("range", request.range)?)?;
+    let mut range = range_of("range", required("range", request.range)?)?;
+    if let Some(resume) = resume_of(&request.resume_key)?.filter(|_| request.keyspace.is_empty()) {
+        if !range.contains(&resume) {
+            return Err(Error::invalid("resume_key", "it is outside of the range"));
+        }
+        range.start = resume;
+    }
     let limit = match request.limit {
         0 => DELETE_RANGE_KEYS_MAX,
         limit => limit,
@@ -169,16 +195,16 @@ pub fn scan_of(request: v1::ScanRequest) -> Result<Meant<WholeScan>> {
         None => KeyRange::of_prefix(&request.prefix),
     };
     let unlimited = |limit: u64| if limit == 0 { u64::MAX } else { limit };
-    let cut = |limit: u64| u32::try_from(limit).unwrap_or(u32::MAX);
+    let narrow = |limit: u64| u32::try_from(limit).unwrap_or(u32::MAX);
     let (keys_max, bytes_max) = (unlimited(request.limit), unlimited(request.limit_bytes));
     let scan = Scan {
         range,
-        keys_max: cut(keys_max),
-        bytes_max: cut(bytes_max),
+        keys_max: narrow(keys_max),
+        bytes_max: narrow(bytes_max),
         reverse: request.reverse,
         keys_only: request.keys_only,
         read: read_of(request.read)?,
-        as_of: (request.as_of != 0).then_some(Timestamp(request.as_of)),
+        cut: cut_of(("as_of", request.as_of), ("border", request.border))?,
     };
     Ok((
         WholeScan {
@@ -282,6 +308,7 @@ pub fn get_out(get: Get, cluster: Option<ClusterId>) -> v1::GetRequest {
         key: get.key,
         read: read_out(get.read),
         cluster_id: cluster_bytes(cluster),
+        keyspace: String::new(),
     }
 }
 
@@ -291,11 +318,13 @@ pub fn batch_get_out(batch: BatchGet, cluster: Option<ClusterId>) -> v1::BatchGe
         keys: batch.keys,
         read: read_out(batch.read),
         cluster_id: cluster_bytes(cluster),
+        keyspace: String::new(),
     }
 }
 
 /// A portion of a scan as it is sent: a scan with these limits, of one cut.
 pub fn scan_out(scan: Scan, cluster: Option<ClusterId>) -> v1::ScanRequest {
+    let (as_of, border) = cut_out(scan.cut);
     v1::ScanRequest {
         range: Some(range_out(scan.range)),
         prefix: Bytes::new(),
@@ -303,10 +332,13 @@ pub fn scan_out(scan: Scan, cluster: Option<ClusterId>) -> v1::ScanRequest {
         reverse: scan.reverse,
         keys_only: scan.keys_only,
         read: read_out(scan.read),
-        as_of: scan.as_of.unwrap_or_default().0,
+        as_of,
+        border,
         cluster_id: cluster_bytes(cluster),
         limit_bytes: scan.bytes_max.into(),
         one_cut: true,
+        keyspace: String::new(),
+        resume_key: Key::new(),
     }
 }
 
@@ -332,12 +364,15 @@ pub fn write_out(write: Write, cluster: Option<ClusterId>) -> WriteOut {
             operations: operations.into_iter().map(operation_out).collect(),
             request_id,
             cluster_id,
+            keyspace: String::new(),
         }),
         WriteKind::Range { range, limit } => WriteOut::Range(v1::DeleteRangeRequest {
             range: Some(range_out(range)),
             limit,
             request_id,
             cluster_id,
+            keyspace: String::new(),
+            resume_key: Key::new(),
         }),
     }
 }
@@ -402,18 +437,44 @@ pub fn batch_got_out(
     })
 }
 
+fn cut_out(cut: Option<Cut>) -> (u64, Bytes) {
+    match cut {
+        Some(cut) => (cut.as_of.0, cut.border.unwrap_or_default()),
+        None => (0, Bytes::new()),
+    }
+}
+
+/// The cut to go on with. A border by itself is that of none.
+fn cut_of(as_of: (&str, u64), border: (&str, Bytes)) -> Result<Option<Cut>> {
+    let ((stamp, as_of), (field, border)) = (as_of, border);
+    at_most(field, "bytes", border.len(), KEY_BYTES_MAX + 1)?;
+    let border = Some(border).filter(|border| !border.is_empty());
+    match (as_of, border) {
+        (0, None) => Ok(None),
+        (0, Some(_)) => Err(Error::invalid(field, format!("it needs {stamp}"))),
+        (as_of, border) => Ok(Some(Cut {
+            as_of: Timestamp(as_of),
+            border,
+        })),
+    }
+}
+
 /// Answers a portion of a scan.
 pub fn page_out(page: Page) -> v1::ScanResponse {
+    let (resume_as_of, resume_border) = cut_out(page.rest_cut);
     let items = page.items.into_iter().map(|item| v1::KeyValue {
         key: item.key,
         value: item.versioned.value,
         version: item.versioned.version.0,
     });
     v1::ScanResponse {
+        unordered: page.unordered.is_some(),
+        resume_key: page.unordered.and_then(|it| it.resume).unwrap_or_default(),
         items: items.collect(),
         resume: page.rest.map(range_out),
         as_of: page.as_of.0,
-        resume_as_of: page.rest_as_of.unwrap_or_default().0,
+        resume_as_of,
+        resume_border,
         answered: Some(answered_out(page.answered, None)),
     }
 }
@@ -519,6 +580,10 @@ pub fn written(outcome: WriteOutcome, id: RequestId, answered: &Answered) -> Res
             group: crate::types::GroupId::Shard(answered.shard),
             current: Vec::new(),
         }),
+        WriteOutcome::Frozen => {
+            let reason = "it is about to be one with its neighbour; nothing was done";
+            Err(Error::unavailable(answered.shard, reason))
+        }
         WriteOutcome::StaleStamp => {
             let reason = "the write was overtaken by a change of leader; nothing was done";
             Err(Error::unavailable(answered.shard, reason))
@@ -583,11 +648,17 @@ pub fn page_of(response: v1::ScanResponse) -> Result<Page> {
         },
     });
     let rest = response.resume.map(|range| range_of("resume", range));
+    let resume = resume_of(&response.resume_key)?;
+    let cut = cut_of(
+        ("resume_as_of", response.resume_as_of),
+        ("resume_border", response.resume_border),
+    )?;
     Ok(Page {
+        unordered: response.unordered.then_some(Unordered { resume }),
         items: items.collect(),
         rest: rest.transpose()?,
         as_of: Timestamp(response.as_of),
-        rest_as_of: (response.resume_as_of != 0).then_some(Timestamp(response.resume_as_of)),
+        rest_cut: cut,
         answered: answered_of(response.answered)?,
     })
 }

@@ -3,8 +3,10 @@
 
 pub mod kv;
 pub mod cluster;
+pub mod admin;
 pub mod placement;
 pub mod transport;
+pub mod merges;
 #[cfg(test)]
 mod tests;
 
@@ -29,18 +31,12 @@ pub const KEYS_MAX: usize = 1_000;
 
 /// A group as a number: its shard's id, or 0 for placement.
 pub fn group_number(group: GroupId) -> u64 {
-    match group {
-        GroupId::Placement => 0,
-        GroupId::Shard(shard) => shard.0,
-    }
+    group.as_shard().0
 }
 
 /// The group of a number.
 pub fn group_of(number: u64) -> GroupId {
-    match number {
-        0 => GroupId::Placement,
-        shard => GroupId::Shard(ShardId(shard)),
-    }
+    ShardId(number).group()
 }
 
 fn node_of(number: u64) -> Option<NodeId> {

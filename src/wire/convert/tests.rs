@@ -16,10 +16,15 @@ use crate::types::ReplicaId;
 use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::Timestamp;
+use crate::types::keyspace::Buckets;
+use crate::types::keyspace::Definition;
+use crate::types::keyspace::Keyspace;
+use crate::types::keyspace::Layout;
 use crate::types::log::LogEntry;
 use crate::types::log::Payload;
 use crate::types::log::Vote;
 use crate::types::node::Room;
+use crate::types::placement::PlacementCommand;
 use crate::types::request::Answered;
 use crate::types::request::Condition;
 use crate::types::request::KeyValue;
@@ -32,18 +37,22 @@ use crate::types::request::WriteOutcome;
 use crate::types::shard::Epoch;
 use crate::types::shard::Replica;
 use crate::types::shard::ShardDescriptor;
+use crate::wire::convert::admin;
 use crate::wire::convert::cluster;
 use crate::wire::convert::kv;
+use crate::wire::convert::placement;
 use crate::wire::convert::transport;
 use crate::wire::request::AppendRequest;
 use crate::wire::request::AppendResponse;
 use crate::wire::request::BatchGet;
+use crate::wire::request::Cut;
 use crate::wire::request::Get;
 use crate::wire::request::Page;
 use crate::wire::request::Response;
 use crate::wire::request::Route;
 use crate::wire::request::Scan;
 use crate::wire::request::SplitShard;
+use crate::wire::request::Unordered;
 use crate::wire::trial;
 
 /// Over the network and back.
@@ -124,16 +133,21 @@ fn write() -> impl Strategy<Value = Write> {
 fn scan() -> impl Strategy<Value = Scan> {
     let limits = (1..=u32::MAX, 1..=u32::MAX);
     let flags = (any::<bool>(), any::<bool>());
-    let as_of = option::of((1..=u64::MAX).prop_map(Timestamp));
-    (range(), limits, flags, read(), as_of).prop_map(|(range, limits, flags, read, as_of)| Scan {
+    let cut = option::of(cut());
+    (range(), limits, flags, read(), cut).prop_map(|(range, limits, flags, read, cut)| Scan {
         range,
         keys_max: limits.0,
         bytes_max: limits.1,
         reverse: flags.0,
         keys_only: flags.1,
         read,
-        as_of,
+        cut,
     })
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    let as_of = (1..=u64::MAX).prop_map(Timestamp);
+    (as_of, option::of(key())).prop_map(|(as_of, border)| Cut { as_of, border })
 }
 
 fn answered() -> impl Strategy<Value = Answered> {
@@ -270,12 +284,30 @@ proptest! {
     }
 
     #[test]
+    fn keyspaces_come_in_as_they_went_out(
+        name in "[a-z0-9._-]{1,64}", prefix in option::of(vec(any::<u8>(), 1..9)),
+        hash in option::of((1u32..=16, 1u32..=256)), retired: bool,
+    ) {
+        let layout = hash.map_or(Layout::Ordered, |(bits, parts)| {
+            Layout::Hash(Buckets { count: 1 << bits, parts: parts.min(1 << bits) })
+        });
+        let keyspace = Keyspace::new(name.parse().unwrap(), prefix.map(Key::from), layout).unwrap();
+        let known = vec![Definition { keyspace: keyspace.clone(), retired }];
+        let came = admin::keyspaces_of(sent(&admin::keyspaces_out(known.clone())));
+        prop_assert_eq!(came, Ok(known));
+        let create = PlacementCommand::CreateKeyspace(keyspace);
+        prop_assert_eq!(placement::command_of(sent(&placement::command_out(create.clone()))), Ok(create));
+    }
+
+    #[test]
     fn answers_come_in_as_they_went_out(
         found in vec(option::of(versioned()), 1..9), items in vec((key(), versioned()), 0..9),
         rest in option::of(range()), as_of in stamp(), answered in answered(), id in id(),
-        rest_as_of in option::of((1..=u64::MAX).prop_map(Timestamp)), second in answered(),
+        rest_cut in option::of(cut()), second in answered(),
         version in stamp(), number in any::<u32>(), resume in option::of(key()),
+        bucketed in any::<bool>(),
     ) {
+        let unordered = bucketed.then(|| Unordered { resume: resume.clone() });
         let one = found[0].clone();
         let came = kv::got_of(sent(&kv::got_out(one.clone(), answered)));
         prop_assert_eq!(came, Ok((one, answered)));
@@ -283,7 +315,7 @@ proptest! {
         let batch = kv::batch_got_out(found.clone(), all.clone()).unwrap();
         prop_assert_eq!(kv::batch_got_of(sent(&batch), found.len()), Ok((found, all)));
         let items = items.into_iter().map(|(key, versioned)| KeyValue { key, versioned });
-        let page = Page { items: items.collect(), rest, as_of, rest_as_of, answered };
+        let page = Page { items: items.collect(), rest, as_of, rest_cut, answered, unordered };
         prop_assert_eq!(kv::page_of(sent(&kv::page_out(page.clone()))), Ok(page));
         let done = kv::Done { version, deleted: number, resume: resume.clone() };
         let range_done = kv::range_done_of(sent(&kv::range_done_out(done, answered, id)));

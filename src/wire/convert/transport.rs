@@ -424,14 +424,16 @@ pub fn membership_of(request: v1::MembershipRequest) -> ReplicaName {
 
 /// The answer to a Membership as it is sent.
 pub fn standing_out(standing: Standing, shard: ShardDescriptor) -> v1::MembershipResponse {
-    let standing = match standing {
-        Standing::Member => v1::Standing::Member,
-        Standing::NotYet => v1::Standing::NotYet,
-        Standing::Stranger => v1::Standing::Stranger,
+    let (standing, absorbed) = match standing {
+        Standing::Member => (v1::Standing::Member, Vec::new()),
+        Standing::NotYet => (v1::Standing::NotYet, Vec::new()),
+        Standing::Stranger => (v1::Standing::Stranger, Vec::new()),
+        Standing::Absorbed(absorbed) => (v1::Standing::Absorbed, absorbed),
     };
     v1::MembershipResponse {
         standing: standing.into(),
         shard: Some(cluster::shard_out(shard)),
+        absorbed: absorbed.into_iter().map(|shard| shard.0).collect(),
     }
 }
 
@@ -441,6 +443,10 @@ pub fn standing_of(response: v1::MembershipResponse) -> Result<(Standing, ShardD
         Ok(v1::Standing::Member) => Standing::Member,
         Ok(v1::Standing::NotYet) => Standing::NotYet,
         Ok(v1::Standing::Stranger) => Standing::Stranger,
+        Ok(v1::Standing::Absorbed) => {
+            let absorbed = response.absorbed.into_iter();
+            Standing::Absorbed(absorbed.map(ShardId).collect())
+        }
         Ok(v1::Standing::Unspecified) | Err(_) => {
             let reason = format!("{} is no answer known here", response.standing);
             return Err(Error::invalid("standing", reason));

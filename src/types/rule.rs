@@ -5,18 +5,20 @@
 //! tenant to nodes of its own is a rule with a required label.
 //!
 //! A shard keeps the rule with the longest prefix that covers all of its keys. Where a rule begins or ends in
-//! the middle of a shard, the shard is split there first ([`bound_inside`]), so that in the end no shard has
-//! keys of two rules. What a rule requires is never broken: a shard for which there are not enough nodes has
-//! fewer replicas. What it spreads over and whom it prefers is followed as far as there are nodes.
+//! the middle of a shard, the shard is split there first ([`bounds_inside`]), so that in the end no shard has
+//! keys of two rules; nor are two shards merged that a rule parts. What a rule requires is never broken: a shard
+//! for which there are not enough nodes has fewer replicas. What it spreads over and whom it prefers is followed as
+//! far as there are nodes.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::types::Key;
-use crate::types::KeyRange;
+use crate::types::key::Key;
+use crate::types::key::KeyRange;
 
 /// What a node says of itself, by name: `zone` is `a`.
 pub type Labels = BTreeMap<String, String>;
@@ -39,6 +41,33 @@ impl Label {
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.name, self.value)
+    }
+}
+
+/// Characters of a label's name, and of its value.
+pub const LABEL_CHARS_MAX: usize = 63;
+
+impl FromStr for Label {
+    type Err = String;
+
+    /// `zone=a`. Letters, digits, dots, underscores and dashes.
+    fn from_str(text: &str) -> Result<Label, String> {
+        let (name, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("{text:?} is not name=value"))?;
+        let fits = |word: &str| {
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            (1..=LABEL_CHARS_MAX).contains(&word.len()) && word.chars().all(is_plain)
+        };
+        match fits(name) && fits(value) {
+            true => Ok(Label {
+                name: name.to_owned(),
+                value: value.to_owned(),
+            }),
+            false => Err(format!(
+                "{text:?}: a label's name and value have 1 to {LABEL_CHARS_MAX} letters, digits, dots, underscores or dashes"
+            )),
+        }
     }
 }
 
@@ -103,11 +132,11 @@ pub fn rule_of<'a>(rules: &'a [Rule], default: &'a Rule, range: &KeyRange) -> &'
     longest.unwrap_or(default)
 }
 
-/// A key inside the range at which a rule begins or ends, so that the halves may have different ones.
-pub fn bound_inside(rules: &[Rule], range: &KeyRange) -> Option<Key> {
+/// The keys inside the range at which a rule begins or ends, so that the parts may have different ones.
+pub fn bounds_inside(rules: &[Rule], range: &KeyRange) -> impl Iterator<Item = Key> {
     let ranges = rules.iter().map(Rule::range);
-    let mut bounds = ranges.flat_map(|rule| [Some(rule.start), rule.end]);
-    bounds.find_map(|bound| bound.filter(|key| *key != range.start && range.contains(key)))
+    let bounds = ranges.flat_map(|rule| [Some(rule.start), rule.end]);
+    bounds.flatten().filter(|key| range.has_inside(key))
 }
 
 #[cfg(test)]
@@ -147,13 +176,13 @@ mod tests {
     #[test]
     fn a_range_with_keys_of_two_rules_has_a_bound_inside() {
         let rules = [rule("m")];
-        let bound = |start, end| bound_inside(&rules, &range(start, end));
-        assert_eq!(bound("", ""), Some("m".into()));
-        assert_eq!(bound("m", ""), Some("n".into()));
-        assert_eq!(bound("m", "n"), None);
-        assert_eq!(bound("", "m"), None);
-        assert_eq!(bound("n", ""), None);
-        assert_eq!(bound_inside(&[rule("")], &KeyRange::ALL), None);
+        let bounds = |start, end| bounds_inside(&rules, &range(start, end)).collect::<Vec<_>>();
+        assert_eq!(bounds("", ""), ["m", "n"]);
+        assert_eq!(bounds("m", ""), ["n"]);
+        for (start, end) in [("m", "n"), ("", "m"), ("n", "")] {
+            assert!(bounds(start, end).is_empty(), "{start} to {end}");
+        }
+        assert_eq!(bounds_inside(&[rule("")], &KeyRange::ALL).count(), 0);
     }
 
     #[test]
