@@ -27,6 +27,7 @@ use quorate::testkit::processes::TOKEN;
 use quorate::types::GroupId;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
+use quorate::types::ReplicaId;
 use quorate::types::ShardId;
 use quorate::types::node::Duty;
 use quorate::types::overview::Arrangement;
@@ -82,6 +83,16 @@ impl Scene {
         self.admin.arrange(arrangement, None).await.unwrap();
     }
 
+    /// Splits the last shard at each of these keys.
+    async fn split_at(&self, keys: &[&'static str]) {
+        let mut last = ShardId(1);
+        for at in keys {
+            let at = Bytes::from_static(at.as_bytes());
+            let (_, right) = self.admin.split_shard(last, at, None).await.unwrap();
+            last = right.id;
+        }
+    }
+
     async fn overview(&self) -> Overview {
         let query = OverviewQuery { shards: true };
         self.admin.overview(query, None).await.unwrap()
@@ -127,13 +138,12 @@ impl Scene {
         hosts.map(|status| status.member.id).collect()
     }
 
-    /// Looks until these nodes, and no others, have a replica of placement.
-    async fn until_hosted_by(&self, wanted: &[u64]) {
-        let wanted: BTreeSet<NodeId> = wanted.iter().copied().map(NodeId).collect();
+    /// Looks until placement is where it shall be.
+    async fn until_hosts(&self, is_so: impl Fn(&BTreeSet<NodeId>) -> bool) {
         let end = Instant::now() + PATIENCE;
         loop {
             let hosts = self.hosts().await;
-            if hosts == wanted {
+            if is_so(&hosts) {
                 return;
             }
             assert!(Instant::now() < end, "placement is on {hosts:?}");
@@ -270,39 +280,45 @@ async fn a_node_that_dies_is_replaced_and_one_that_leaves_is_emptied() {
     if support::skipped("placement") {
         return;
     }
-    let mut scene = Scene::start(4, &[("replace_after", "3s"), ("suspect_after", "2s")]).await;
+    let rig = Rig::start_made(5, support::SMALL_LOG, |options| {
+        let mut processes = Processes::new(options).unwrap();
+        for (node, zone) in ZONES.iter().enumerate() {
+            processes.give(node, &["--labels", &format!("zone={zone}")]);
+        }
+        processes
+    })
+    .await;
+    let settings = [("replace_after", "3s"), ("suspect_after", "2s")];
+    let mut scene = Scene::of(rig, &settings).await;
+    scene.split_at(&["g", "n", "t"]).await;
     let writers = support::write(&scene.rig.nodes, "writers/", 22);
     support::answered(&writers, 50, "at first").await;
-    let overview = scene
-        .until("everybody has reported", |overview| {
-            match overview.nodes.iter().all(|node| node.report.is_some()) {
-                true => all_are_small(overview, u64::MAX),
-                false => Err("a node has not reported".to_owned()),
-            }
-        })
-        .await;
-    let holders: BTreeSet<NodeId> = overview.shards[0]
-        .shard
-        .replicas
+    let spread = |overview: &Overview| {
+        is_idle(overview)?;
+        overview.shards.iter().try_for_each(is_over_three_zones)
+    };
+    let overview = scene.until("all zones have every shard", spread).await;
+    // Not the one in zone c: nobody could take its place there.
+    let victim = *holders(&overview)
         .iter()
-        .map(|replica| replica.node)
-        .collect();
-    let victim = *holders.iter().next_back().unwrap();
+        .find(|id| zone(**id) != "c")
+        .unwrap();
+    let old = replicas_on(&overview, victim);
     scene.rig.processes.kill(victim.0 as usize - 1).unwrap();
     let replaced = scene
-        .until("the dead node's replicas are elsewhere", |overview| {
-            let shard = &overview.shards[0].shard;
-            match (shard.replica_on(victim), shard.replicas.len()) {
-                (None, 3) => is_idle(overview),
-                _ => Err(format!("{:?}", shard.replicas)),
-            }
-        })
+        .until(
+            "the dead node's replicas are elsewhere",
+            |overview| match replicas_on(overview, victim).len() {
+                0 => spread(overview),
+                count => Err(format!("{count} are still there")),
+            },
+        )
         .await;
     assert_eq!(node(&replaced, victim).health, "dead");
-    let living: Vec<u64> = (1..=4).filter(|id| *id != victim.0).collect();
-    scene.until_hosted_by(&living).await;
+    let is_without = |node, hosts: &BTreeSet<_>| !hosts.contains(&node);
+    scene.until_hosts(|hosts| is_without(victim, hosts)).await;
     support::answered(&writers, 50, "without the dead node").await;
-    // It comes back, finds that its replica is none any more, and may hold others.
+    // It comes back, finds that its replicas are none any more, and may hold others.
     scene.rig.processes.start(victim.0 as usize - 1).unwrap();
     scene
         .until("the dead node is back", |overview| {
@@ -312,28 +328,63 @@ async fn a_node_that_dies_is_replaced_and_one_that_leaves_is_emptied() {
             }
         })
         .await;
-    let leaving = overview.shards[0].shard.replicas[0].node;
+    // The other one of its zone, so that the one that was dead is needed.
+    let mut others = (1..=5).map(NodeId).filter(|id| *id != victim);
+    let leaving = others.find(|id| zone(*id) == zone(victim)).unwrap();
     let duty = |duty| Arrangement::SetDuty {
         node: leaving,
         duty,
     };
     scene.arrange(duty(Duty::Leave)).await;
-    scene
+    let left = scene
         .until("the leaving node is empty", |overview| {
             let node = node(overview, leaving);
             match (node.replicas, node.leaders) {
-                (0, 0) => is_idle(overview),
+                (0, 0) => spread(overview),
                 held => Err(format!("{held:?}")),
             }
         })
         .await;
-    let staying: Vec<u64> = (1..=4).filter(|id| *id != leaving.0).collect();
-    scene.until_hosted_by(&staying).await;
+    let again = replicas_on(&left, victim);
+    assert!(
+        !again.is_empty() && again.is_disjoint(&old),
+        "{again:?} of {old:?}"
+    );
+    scene.until_hosts(|hosts| is_without(leaving, hosts)).await;
     scene.arrange(duty(Duty::Serve)).await;
     support::answered(&writers, 50, "at the end").await;
     let nodes = scene.rig.nodes.clone();
     let history = support::stop_and_verify(writers, "writers/", &nodes).await;
     println!("{:?}", history.counts());
+}
+
+/// Where five nodes stand.
+const ZONES: [&str; 5] = ["a", "b", "c", "a", "b"];
+
+fn zone(node: NodeId) -> &'static str {
+    ZONES[node.0 as usize - 1]
+}
+
+/// Whether a shard has three replicas, one in each zone.
+fn is_over_three_zones(shard: &ShardOverview) -> Result<(), String> {
+    let nodes = shard.shard.replicas.iter().map(|replica| replica.node);
+    let zones: BTreeSet<_> = nodes.clone().map(zone).collect();
+    match (nodes.count(), zones.len()) {
+        (3, 3) => Ok(()),
+        _ => Err(format!("{:?}", shard.shard.replicas)),
+    }
+}
+
+fn holders(overview: &Overview) -> BTreeSet<NodeId> {
+    let shards = overview.shards.iter();
+    let replicas = shards.flat_map(|shard| &shard.shard.replicas);
+    replicas.map(|replica| replica.node).collect()
+}
+
+fn replicas_on(overview: &Overview, node: NodeId) -> BTreeSet<ReplicaId> {
+    let shards = overview.shards.iter();
+    let replicas = shards.flat_map(|shard| shard.shard.replica_on(node));
+    replicas.map(|replica| replica.id).collect()
 }
 
 /// How long reads and writes go on without placement; `QUORATE_WITHOUT_PLACEMENT_SECONDS` says another time.
@@ -354,7 +405,8 @@ async fn placement_may_have_nodes_of_its_own_and_data_goes_on_without_them() {
     })
     .await;
     let mut scene = Scene::of(rig, &[]).await;
-    scene.until_hosted_by(&[4, 5, 6]).await;
+    let own = BTreeSet::from([4, 5, 6].map(NodeId));
+    scene.until_hosts(|hosts| *hosts == own).await;
     let settled = scene
         .until("the shard is on the nodes for data", |overview| {
             let replicas = overview.shards[0].shard.replicas.iter();
@@ -539,12 +591,7 @@ async fn each_node_in_turn_is_drained_and_recommissioned_under_load() {
         return;
     }
     let scene = Scene::start(4, &[("leader_rest", "1s")]).await;
-    let mut last = ShardId(1);
-    for at in ["g", "n", "t"] {
-        let at = Bytes::from_static(at.as_bytes());
-        let (_, right) = scene.admin.split_shard(last, at, None).await.unwrap();
-        last = right.id;
-    }
+    scene.split_at(&["g", "n", "t"]).await;
     let writers = support::write(&scene.rig.nodes, "writers/", 24);
     support::answered(&writers, 50, "at first").await;
     let mut slowest = Duration::ZERO;

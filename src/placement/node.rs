@@ -130,8 +130,16 @@ impl NodeView {
         }
     }
 
-    /// Whether it has room for so much more.
+    /// Whether it has said how big its disk is. It looks at it within moments of its start.
+    pub fn knows_disk(&self) -> bool {
+        self.capacity_bytes > 0
+    }
+
+    /// Whether it has room for so much more; as long as nobody knows how big its disk is, it has.
     pub fn has_room(&self, more_bytes: u64, policy: &Policy) -> bool {
+        if !self.knows_disk() {
+            return true;
+        }
         let usable = self.capacity_bytes / 100 * policy.full_percent;
         self.used_bytes.saturating_add(more_bytes) <= usable
     }

@@ -95,7 +95,7 @@ pub(super) struct Draft<'a> {
     absorbed: BTreeSet<ShardId>,
     planned: BTreeMap<ShardId, Operator>,
     order: Vec<ShardId>,
-    /// Shards for which something is held back by a limit: nothing less urgent goes first.
+    /// Shards for which something waits for its turn, or for a node: nothing less urgent goes first.
     waiting: BTreeSet<ShardId>,
     explained: Option<Explanation>,
 }
@@ -262,7 +262,7 @@ impl<'a> Draft<'a> {
                 Finding::Planned(action, reason)
             }
             Err(hold) => {
-                if matches!(hold, Hold::Limit(..)) {
+                if matches!(hold, Hold::Limit(..) | Hold::UnknownDisk(_)) {
                     self.waiting.insert(shard.descriptor.id);
                 }
                 Finding::Held(hold)
@@ -302,7 +302,11 @@ impl<'a> Draft<'a> {
 
     /// Whether one more replica may be on its way to a node.
     pub(super) fn has_place(&self, node: NodeId) -> Result<(), Hold> {
-        let arriving = self.seats.get(&node).map_or(0, |seat| seat.arriving);
+        let seat = self.seats.get(&node);
+        if seat.is_some_and(|seat| !seat.node.knows_disk()) {
+            return Err(Hold::UnknownDisk(node));
+        }
+        let arriving = seat.map_or(0, |seat| seat.arriving);
         within(Limit::Arriving, arriving, self.policy.moves_per_node)
     }
 

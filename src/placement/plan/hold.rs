@@ -110,6 +110,8 @@ pub enum Hold {
         /// When it is given up.
         replace_after: Duration,
     },
+    /// The node that is best has started a moment ago, and not said yet how big its disk is.
+    UnknownDisk(NodeId),
     /// There is no node for a replica.
     NoNode(Vec<(NodeId, Excluded)>),
     /// There is no node for a replica in a zone with fewer of them.
@@ -241,6 +243,7 @@ impl fmt::Display for Hold {
                 silent_for.as_secs(),
                 replace_after.as_secs()
             ),
+            Hold::UnknownDisk(node) => write!(f, "{node} has not said how big its disk is"),
             Hold::NoNode(excluded) => {
                 write!(f, "no node for a replica:")?;
                 excluded

@@ -1,8 +1,8 @@
 //! Which node gets a replica. Decides only.
 //!
 //! First comes where it stands apart from the others, then where there is most room. A node that would be
-//! best but has enough on its way already is waited for: a replica that were put into a worse zone now would
-//! have to be moved again.
+//! best but has enough on its way already, or has only just started and not looked at its disk, is waited for: a
+//! replica that were put into a worse zone now would have to be moved again.
 
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
