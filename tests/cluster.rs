@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate::client::RequestIds;
 use quorate::client::Sender;
-use quorate::client::sender::Options;
 use quorate::error::Error;
 use quorate::testkit::history::History;
 use quorate::testkit::processes::TOKEN;
@@ -132,12 +130,12 @@ async fn a_leader_that_stands_still_holds_no_client_up_for_long() {
     for _ in 0..3 {
         let leader = rig.leader().await;
         let through = rig.nodes[(leader + 1) % 3].clone();
-        let acquainted = client(&rig, leader);
+        let acquainted = rig.client(&in_turn(leader));
         put(&acquainted).await;
         rig.processes.pause(leader).unwrap();
         let times = tokio::join!(
             timed(put(&acquainted)),
-            timed(async { put(&client(&rig, leader)).await }),
+            timed(async { put(&rig.client(&in_turn(leader))).await }),
             timed(put_through(&through)),
         );
         println!(
@@ -148,7 +146,7 @@ async fn a_leader_that_stands_still_holds_no_client_up_for_long() {
         }
         let began = tokio::time::Instant::now();
         for first in 0..LATECOMERS {
-            let time = timed(async { put(&client(&rig, first)).await }).await;
+            let time = timed(async { put(&rig.client(&in_turn(first))).await }).await;
             assert!(time < HELD_UP_MAX, "the {first}th who came later: {time:?}");
         }
         println!("{LATECOMERS} who came later: {:?}", began.elapsed());
@@ -163,20 +161,9 @@ async fn timed(action: impl Future<Output = ()>) -> Duration {
     began.elapsed()
 }
 
-/// A client that knows nothing yet, and asks this node first.
-fn client(rig: &Rig, first: usize) -> Sender {
-    let addresses = (0..3).map(|node| rig.processes.client_address(node));
-    let new_id = || uuid::Uuid::now_v7().into_bytes();
-    let ids = RequestIds::new(
-        move || RequestId(new_id()).wall_ms(),
-        move || *new_id().last_chunk().unwrap(),
-    );
-    let options = Options {
-        first,
-        ..Options::default()
-    };
-    let channel = Arc::new(GrpcChannel::of_client());
-    Sender::new(channel, addresses.collect(), Arc::new(ids), options).unwrap()
+/// The nodes, this one first.
+fn in_turn(first: usize) -> [usize; 3] {
+    [0, 1, 2].map(|next| (first + next) % 3)
 }
 
 async fn put(client: &Sender) {

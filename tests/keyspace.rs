@@ -6,24 +6,19 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use quorate::client::Admin;
 use quorate::client::Kv;
-use quorate::client::RequestIds;
-use quorate::client::Sender;
 use quorate::client::kv::Outcome;
 use quorate::client::kv::ReadOptions;
 use quorate::client::kv::ScanOptions;
 use quorate::client::kv::WriteOptions;
-use quorate::client::sender::Options;
 use quorate::error::Error;
 use quorate::types::Key;
 use quorate::types::KeyRange;
-use quorate::types::RequestId;
 use quorate::types::Timestamp;
 use quorate::types::keyspace::Buckets;
 use quorate::types::keyspace::Keyspace;
@@ -32,7 +27,6 @@ use quorate::types::overview::Arrangement;
 use quorate::types::request::Condition;
 use quorate::types::request::Operation;
 use quorate::types::request::ReadKind;
-use quorate::wire::channel::GrpcChannel;
 use quorate::wire::proto::v1;
 use quorate::wire::proto::v1::kv_client::KvClient;
 use quorate::wire::request::Page;
@@ -41,24 +35,8 @@ use support::Rig;
 
 const KEYS: usize = 60;
 
-/// A client that enters at one node.
-fn sender(rig: &Rig, node: usize) -> Arc<Sender> {
-    let new_id = || uuid::Uuid::now_v7().into_bytes();
-    let ids = RequestIds::new(
-        move || RequestId(new_id()).wall_ms(),
-        move || *new_id().last_chunk().unwrap(),
-    );
-    let options = Options {
-        deadline: READY,
-        ..Options::default()
-    };
-    let channel = Arc::new(GrpcChannel::of_client());
-    let addresses = vec![rig.processes.client_address(node)];
-    Arc::new(Sender::new(channel, addresses, Arc::new(ids), options).unwrap())
-}
-
 fn kv(rig: &Rig, node: usize) -> Kv {
-    Kv::new(sender(rig, node % 3))
+    Kv::new(rig.client(&[node % 3]))
 }
 
 fn within(rig: &Rig, node: usize, keyspace: &str) -> Kv {
@@ -75,13 +53,13 @@ fn ordered(name: &str) -> Keyspace {
 }
 
 async fn create(rig: &Rig, keyspace: Keyspace) -> Result<(), Error> {
-    let admin = Admin::new(sender(rig, 0));
+    let admin = Admin::new(rig.client(&[0]));
     let create = Arrangement::CreateKeyspace(keyspace);
     admin.arrange(create, None).await
 }
 
 async fn delete(rig: &Rig, name: &str) -> Result<(), Error> {
-    let admin = Admin::new(sender(rig, 1));
+    let admin = Admin::new(rig.client(&[1]));
     let name = name.parse().unwrap();
     let delete = Arrangement::DeleteKeyspace { name };
     admin.arrange(delete, None).await
@@ -89,7 +67,7 @@ async fn delete(rig: &Rig, name: &str) -> Result<(), Error> {
 
 /// Waits until shards begin wherever parts do.
 async fn parted(rig: &Rig, keyspace: &Keyspace) {
-    let admin = Admin::new(sender(rig, 0));
+    let admin = Admin::new(rig.client(&[0]));
     let end = tokio::time::Instant::now() + READY;
     loop {
         let shards = admin.shards(Duration::from_secs(2)).await.unwrap();

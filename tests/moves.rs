@@ -9,22 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate::client::Kv;
-use quorate::client::RequestIds;
-use quorate::client::Sender;
 use quorate::client::kv::ReadOptions;
 use quorate::client::kv::WriteOptions;
-use quorate::client::sender;
 use quorate::engine::Engine;
 use quorate::engine::sled;
 use quorate::engine::sled::SledEngine;
-use quorate::env::clock::Clock;
-use quorate::env::rng::Chance;
 use quorate::testkit::processes::TOKEN;
 use quorate::types::GroupId;
 use quorate::types::NodeId;
 use quorate::types::ShardId;
 use quorate::types::shard::ShardDescriptor;
-use quorate::wire::channel::GrpcChannel;
 use quorate::wire::request::AddReplica;
 use quorate::wire::request::Call;
 use quorate::wire::request::NodeStatus;
@@ -77,20 +71,14 @@ async fn without_placement_reads_and_writes_go_on_and_a_node_may_die() {
     let left: Vec<_> = new.iter().map(|node| rig.nodes[*node].clone()).collect();
     let writers = support::write(&left, "alone/", 12);
     support::answered(&writers, 100, "without placement").await;
-    let addresses: Vec<String> = new
-        .iter()
-        .map(|node| rig.processes.client_address(*node))
-        .collect();
     let until = tokio::time::Instant::now() + without_placement();
     let mut rounds = 0;
     while tokio::time::Instant::now() < until {
         let victim = new[rounds % new.len()];
         rig.processes.kill(victim).unwrap();
-        let alive = new
-            .iter()
-            .zip(&addresses)
-            .filter(|(node, _)| **node != victim);
-        fresh_client(alive.map(|(_, address)| address.clone()).collect(), rounds).await;
+        let alive = new.iter().copied().filter(|node| *node != victim);
+        let client = rig.client(&alive.collect::<Vec<_>>());
+        write_and_read_everywhere(&Kv::new(client), rounds).await;
         support::answered(&writers, 50, "with a node dead too").await;
         rig.processes.start(victim).unwrap();
         rig.ready(&new).await;
@@ -109,20 +97,8 @@ fn without_placement() -> Duration {
     seconds.map_or(WITHOUT_PLACEMENT, Duration::from_secs)
 }
 
-/// A client that knows addresses and nothing else writes and reads in every shard.
-async fn fresh_client(addresses: Vec<String>, round: usize) {
-    let ids = Arc::new(RequestIds::new(
-        || Clock::system().wall_ms(),
-        || Chance.bytes(),
-    ));
-    let channel = Arc::new(GrpcChannel::of_client());
-    let options = sender::Options {
-        deadline: READY,
-        ..Default::default()
-    };
-    let kv = Kv::new(Arc::new(
-        Sender::new(channel, addresses, ids, options).unwrap(),
-    ));
+/// A client that knows no routes writes and reads in every shard.
+async fn write_and_read_everywhere(kv: &Kv, round: usize) {
     for shard in 0..SHARDS {
         let key = Bytes::from(format!("alone/w{:02}/fresh{round}", shard * 2));
         let value = Bytes::from(format!("{round}"));

@@ -14,14 +14,9 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use quorate::client::Admin;
 use quorate::client::Kv;
-use quorate::client::RequestIds;
-use quorate::client::Sender;
 use quorate::client::kv::ReadOptions;
 use quorate::client::kv::ScanOptions;
 use quorate::client::kv::WriteOptions;
-use quorate::client::sender;
-use quorate::env::clock::Clock;
-use quorate::env::rng::Chance;
 use quorate::testkit::processes::Processes;
 use quorate::testkit::processes::TOKEN;
 use quorate::types::GroupId;
@@ -34,9 +29,7 @@ use quorate::types::overview::Arrangement;
 use quorate::types::overview::NodeOverview;
 use quorate::types::overview::Overview;
 use quorate::types::overview::ShardOverview;
-use quorate::wire::channel::GrpcChannel;
 use quorate::wire::request::OverviewQuery;
-use support::READY;
 use support::Rig;
 use tokio::time::Instant;
 use tokio::time::sleep;
@@ -63,13 +56,12 @@ impl Scene {
     }
 
     async fn of(rig: Rig, settings: &[(&str, &str)]) -> Scene {
-        let nodes = rig.nodes.len();
-        let addresses = (0..nodes).map(|node| rig.processes.client_address(node));
-        let sender = sender(addresses.collect());
+        let nodes: Vec<usize> = (0..rig.nodes.len()).collect();
+        let client = rig.client(&nodes);
         let scene = Scene {
             rig,
-            admin: Admin::new(Arc::clone(&sender)),
-            kv: Kv::new(sender),
+            admin: Admin::new(Arc::clone(&client)),
+            kv: Kv::new(client),
         };
         for (name, value) in settings {
             let value = Some((*value).to_owned());
@@ -159,19 +151,6 @@ impl Scene {
         let ready = self.rig.ready(&added).await;
         ready.into_iter().map(|status| status.member.id).collect()
     }
-}
-
-fn sender(addresses: Vec<String>) -> Arc<Sender> {
-    let ids = Arc::new(RequestIds::new(
-        || Clock::system().wall_ms(),
-        || Chance.bytes(),
-    ));
-    let channel = Arc::new(GrpcChannel::of_client());
-    let options = sender::Options {
-        deadline: READY,
-        ..Default::default()
-    };
-    Arc::new(Sender::new(channel, addresses, ids, options).unwrap())
 }
 
 /// Bytes and leaders of each node, as the shards' leaders report them.
@@ -431,9 +410,8 @@ async fn placement_may_have_nodes_of_its_own_and_data_goes_on_without_them() {
     while Instant::now() < end || rounds == 0 {
         support::answered(&writers, 50, "without placement and a leader").await;
         // A client without any routes reads and writes.
-        let alive = (0..3).filter(|node| *node != leader);
-        let addresses = alive.map(|node| scene.rig.processes.client_address(node));
-        let kv = Kv::new(sender(addresses.collect()));
+        let alive: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
+        let kv = Kv::new(scene.rig.client(&alive));
         let key = Bytes::from(format!("fresh/{rounds}"));
         kv.put(key.clone(), key.clone(), WriteOptions::default())
             .await

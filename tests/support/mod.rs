@@ -15,6 +15,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate::client;
+use quorate::client::Sender;
+use quorate::client::sender;
+use quorate::env::clock::Clock;
+use quorate::env::rng::Chance;
 use quorate::testkit::history::History;
 use quorate::testkit::processes::Options;
 use quorate::testkit::processes::Processes;
@@ -29,6 +34,7 @@ use quorate::types::RequestId;
 use quorate::types::overview::Arrangement;
 use quorate::types::request::ReadKind;
 use quorate::types::request::Versioned;
+use quorate::wire::channel::GrpcChannel;
 use quorate::wire::request::Call;
 use quorate::wire::request::GroupStatus;
 use quorate::wire::request::NodeStatus;
@@ -132,6 +138,20 @@ impl Rig {
     pub async fn ready(&mut self, nodes: &[usize]) -> Vec<NodeStatus> {
         let ready = self.processes.wait_ready(nodes, &self.nodes, READY).await;
         ready.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A client that knows these nodes and nothing else, asks the first of them first, and has patience.
+    pub fn client(&self, nodes: &[usize]) -> Arc<Sender> {
+        let addresses = nodes
+            .iter()
+            .map(|node| self.processes.client_address(*node));
+        let ids = client::RequestIds::new(|| Clock::system().wall_ms(), || Chance.bytes());
+        let options = sender::Options {
+            deadline: READY,
+            ..Default::default()
+        };
+        let channel = Arc::new(GrpcChannel::of_client());
+        Arc::new(Sender::new(channel, addresses.collect(), Arc::new(ids), options).unwrap())
     }
 
     /// The node that leads the shard.
