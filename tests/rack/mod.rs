@@ -457,7 +457,8 @@ fn directory(node: NodeId) -> PathBuf {
 
 fn wal_options() -> wal::Options {
     wal::Options {
-        segment_bytes: 256 * 1024,
+        // All that a case writes may come into one entry, when it is repeated: 300 KiB.
+        segment_bytes: 512 * 1024,
         spare_segments: 1,
         ..wal::Options::default()
     }
