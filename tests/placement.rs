@@ -119,6 +119,21 @@ impl Scene {
         puts.buffer_unordered(16).for_each(|()| async {}).await;
     }
 
+    /// Looks until so many of those values are reported, in shards of less than 256 KiB: reports lag behind what is
+    /// written by a second or so.
+    async fn until_split(&self, values: u64) -> Overview {
+        self.until("shards are split by size", |overview| {
+            all_are_small(overview, 256 * KIB)?;
+            let reports = overview.shards.iter().flat_map(|shard| &shard.report);
+            let bytes: u64 = reports.map(|report| report.size.bytes).sum();
+            match bytes > values * 4 * KIB {
+                true => is_idle(overview),
+                false => Err(format!("{bytes} bytes are reported")),
+            }
+        })
+        .await
+    }
+
     /// The nodes with a replica of placement, as they say themselves.
     async fn hosts(&self) -> BTreeSet<NodeId> {
         let cluster = self.admin.cluster(Duration::from_secs(2)).await.unwrap();
@@ -214,17 +229,9 @@ async fn shards_that_grow_are_split_and_nodes_that_join_get_their_share() {
     .await;
     let writers = support::write(&scene.rig.nodes, "writers/", 21);
     scene.fill("fill/", 1_000).await;
-    let split = scene
-        .until("shards are split by size", |overview| {
-            all_are_small(overview, 256 * KIB)?;
-            is_idle(overview)
-        })
-        .await;
+    let split = scene.until_split(1_000).await;
     // 4 MiB in parts of 128 to 256 KiB.
     assert!(split.shards.len() >= 16, "{}", split.shards.len());
-    let sizes = split.shards.iter().flat_map(|shard| &shard.report);
-    let bytes: u64 = sizes.map(|report| report.size.bytes).sum();
-    assert!(bytes > 1_000 * 4 * KIB, "{bytes}");
     let new = scene.join(2).await;
     let even = scene
         .until("five nodes have their share", |overview| {
@@ -661,12 +668,7 @@ async fn what_is_emptied_is_merged_beneath_a_writer_and_a_scanner() {
         put.await.unwrap();
     }
     scene.fill("fill/", 500).await;
-    let split = scene
-        .until("shards are split by size", |overview| {
-            all_are_small(overview, 256 * KIB)?;
-            is_idle(overview)
-        })
-        .await;
+    let split = scene.until_split(500).await;
     let before = split.shards.len();
     assert!(before >= 8, "{before}");
     let writers = support::write(&scene.rig.nodes, "writers/", 24);
