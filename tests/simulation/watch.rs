@@ -201,7 +201,11 @@ impl Watch {
         state.frozen_max = state.frozen_max.max(lasts);
         if state.is_calm && lasts > FROZEN_MAX {
             state.frozen.insert(shard, now);
-            let why = format!("{shard} has been frozen for {lasts:?}");
+            let (leader, view) = (group.replica(), group.view());
+            let why = format!(
+                "{shard} has been frozen for {lasts:?}, as {leader} sees it that leads in term {} and has applied {:?}",
+                view.term, row.applied.position
+            );
             state.violations.push(why);
         }
     }
