@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::errors::Fatal;
@@ -47,7 +47,6 @@ use crate::raft::state_machine::Flush;
 use crate::raft::state_machine::Hosted;
 use crate::telemetry::metrics;
 use crate::types::GroupId;
-use crate::types::NodeId;
 use crate::types::Position;
 use crate::types::ReplicaId;
 use crate::types::RequestId;
@@ -143,7 +142,7 @@ pub(super) struct Inner {
     pub(super) store: LogStore,
     pub(super) hosted: Arc<Hosted>,
     pub(super) network: Network,
-    config: Arc<openraft::Config>,
+    pub(super) config: Arc<openraft::Config>,
     /// Entries and bytes that stay in the log behind a checkpoint.
     kept: (u64, u64),
     /// Replaced when the group is reopened.
@@ -151,10 +150,12 @@ pub(super) struct Inner {
     leadership: watch::Sender<Leadership>,
     /// It votes and takes entries, and leads no more.
     holds_back: AtomicBool,
+    /// The last term in which it was told to hand the lead over.
+    pub(super) handed_over: AtomicU64,
     /// When its leader's last message came.
     heard: Mutex<Instant>,
     /// Nothing more is applied here.
-    ended: CancellationToken,
+    pub(super) ended: CancellationToken,
     /// Kept until it was awaited.
     supervisor: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
@@ -190,6 +191,7 @@ impl Group {
             raft: RwLock::new(raft),
             leadership: watch::Sender::new(Leadership::Following { leader: None }),
             holds_back: AtomicBool::new(opening.holds_back),
+            handed_over: AtomicU64::new(0),
             heard: Mutex::new(Instant::now()),
             ended: CancellationToken::new(),
             supervisor: tokio::sync::Mutex::default(),
@@ -338,58 +340,6 @@ impl Group {
         })
     }
 
-    /// Hands the leadership to the replica on `node`, or to the most up-to-date voter. Returns when it has
-    /// been asked, not when it has happened.
-    pub async fn transfer_leader(&self, node: Option<NodeId>) -> Result<()> {
-        let raft = self.inner.raft();
-        let metrics = raft.metrics().borrow_watched().clone();
-        let Some(replication) = metrics.replication else {
-            return Err(Error::NotLeader {
-                group: self.inner.group,
-                leader: self.leader_node(),
-            });
-        };
-        let membership = metrics.membership_config.membership().clone();
-        let voters = membership
-            .voter_ids()
-            .filter(|voter| *voter != self.inner.replica);
-        // One that died in a quiet moment has all entries, and must not be chosen for that.
-        let recent = Duration::from_millis(self.inner.config.election_timeout_min);
-        let beats = metrics.heartbeat.unwrap_or_default();
-        let is_alive = |voter: &ReplicaId| match beats.get(voter) {
-            Some(Some(beat)) => beat.elapsed() < recent,
-            Some(None) | None => false,
-        };
-        let asked_for = |voter: &ReplicaId| match node {
-            Some(node) => membership.get_node(voter) == Some(&node),
-            None => true,
-        };
-        let named: Vec<ReplicaId> = voters.filter(asked_for).collect();
-        // A leader that has asked one that is down leads nothing until another one is elected.
-        let candidates = named.iter().copied().filter(is_alive);
-        let best = candidates.max_by_key(|voter| replication.get(voter).copied().flatten());
-        let best = best.ok_or_else(|| self.no_successor(node, named.is_empty()))?;
-        raft.trigger()
-            .transfer_leader(best)
-            .await
-            .map_err(|fatal| self.inner.stopped(&fatal))
-    }
-
-    /// Who does not answer may do so in a moment; who is not there will not.
-    fn no_successor(&self, node: Option<NodeId>, is_unknown: bool) -> Error {
-        let group = self.inner.group;
-        match node {
-            Some(node) if is_unknown => {
-                Error::invalid("to", format!("{node} has no other voter of {group}"))
-            }
-            None if is_unknown => Error::invalid("to", format!("{group} has no other voter")),
-            Some(node) => {
-                Error::unavailable(node, format!("it does not answer the leader of {group}"))
-            }
-            None => Error::unavailable(group, "no other voter answers its leader"),
-        }
-    }
-
     /// From now on the replica stands for no election and takes no lead that it is offered, for ever: what
     /// it would answer as a leader may be wrong. It votes and takes entries as before, since its group may
     /// need it for a majority. A lead that it has, or is about to win, it must be told to give up.
@@ -416,13 +366,6 @@ impl Group {
         let raft = self.inner.raft();
         let asked = raft.trigger().heartbeat().await;
         asked.map_err(|fatal| self.inner.stopped(&fatal))
-    }
-
-    fn leader_node(&self) -> Option<NodeId> {
-        match *self.inner.leadership.borrow() {
-            Leadership::Following { leader } => leader.map(|leader| leader.node),
-            Leadership::Leading { .. } | Leadership::Failed => None,
-        }
     }
 
     /// What a status line shows.

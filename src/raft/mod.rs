@@ -27,6 +27,8 @@
 //!   carried into another term.
 //! - **A read asks a majority, in a round of its own, whether there is a later leader** (`reads.rs`). The
 //!   library's word for it is not taken.
+//! - **A leader that hands over proposes nothing more in its term**, so it goes on until another one leads
+//!   (`successor.rs`).
 //! - **A panic or a failure of ours ends the process; the library's own failure reopens the group** on
 //!   the same store, a few times, and only after its queued log writes and its old apply worker have
 //!   ended (`group.rs`).
@@ -48,6 +50,7 @@ mod reads;
 mod runtime;
 mod state_machine;
 mod still;
+mod successor;
 #[cfg(test)]
 mod suite;
 

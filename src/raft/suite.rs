@@ -21,6 +21,7 @@ use openraft::storage::RaftStateMachine;
 use openraft::testing::log::StoreBuilder;
 use openraft::testing::log::Suite;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use crate::engine::Engine;
 use crate::engine::memory::MemoryEngine;
@@ -565,12 +566,15 @@ async fn whoever_waits_for_a_replica_that_ends_is_told() {
 }
 
 /// Another voter: it grants every vote, answers heartbeats, never says that it has an entry, and when it is asked
-/// for its term has seen a later leader.
-struct Deaf;
+/// for its term has seen a later leader. When it is offered the lead it says that it takes it, and does not.
+#[derive(Clone)]
+struct Deaf {
+    offered: mpsc::UnboundedSender<ReplicaId>,
+}
 
 impl Channel for Deaf {
     fn node(&self, _id: NodeId) -> Arc<dyn Service> {
-        Arc::new(Deaf)
+        Arc::new(self.clone())
     }
 
     fn address(&self, address: &str) -> Arc<dyn Service> {
@@ -592,6 +596,12 @@ impl Service for Deaf {
                 Ok(Response::Append(AppendResponse::Matched(beat.previous)))
             }
             Request::Term(_) => Ok(Response::Term(u64::MAX)),
+            Request::TakeLead(route, take) => {
+                if take.to == route.to {
+                    self.offered.send(take.to).unwrap();
+                }
+                Ok(Response::TakeLead(true))
+            }
             other => Err(Error::Internal(format!("{other:?} was asked"))),
         };
         std::future::ready(answer).boxed()
@@ -614,26 +624,75 @@ impl Service for Deaf {
     }
 }
 
-/// One that leads, with [`Deaf`] for its only other voter, in which term, and what it stands on.
-async fn beside_the_deaf() -> (Group, u64, (TempDir, Wal)) {
+/// One that leads beside so many of [`Deaf`], in which term, and what it stands on.
+async fn beside_the_deaf(count: u64) -> (Group, u64, Stand) {
     let directory = Ground::Memory.directory();
     let engine = Ground::Memory.engine(directory.path());
     let wal = open_wal(directory.path());
     wal.born(REPLICA, Default::default()).await.unwrap();
-    let replicas = [1, 2].map(|number| Replica {
-        id: ReplicaId(number),
-        node: NodeId(number),
-    });
+    let replicas: Vec<Replica> = (1..=count + 1)
+        .map(|number| Replica {
+            id: ReplicaId(number),
+            node: NodeId(number),
+        })
+        .collect();
     let members = Membership::of(&replicas);
-    let (group, _) = group_with(&engine, &wal, members, Arc::new(Deaf)).await;
+    let (offered, offers) = mpsc::unbounded_channel();
+    let deaf = Arc::new(Deaf { offered });
+    let (group, _) = group_with(&engine, &wal, members, deaf).await;
     let term = leading(&group).await;
-    (group, term, (directory, wal))
+    let stand = Stand {
+        offers,
+        _ground: (directory, wal),
+    };
+    (group, term, stand)
+}
+
+struct Stand {
+    /// Whom the leader has asked to lead.
+    offers: mpsc::UnboundedReceiver<ReplicaId>,
+    _ground: (TempDir, Wal),
+}
+
+/// The library sends one message, and the leader proposes nothing after that: were it lost, nobody would lead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_hands_over_asks_until_another_one_leads() {
+    let (group, term, mut stand) = beside_the_deaf(2).await;
+    let (second, third) = (ReplicaId(2), ReplicaId(3));
+    let patience = Duration::from_secs(10);
+    let handed_over = async {
+        // It asks nobody of whom it has not heard.
+        while group.transfer_leader(Some(NodeId(2))).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(patience, handed_over).await.unwrap();
+    for expected in [second, second, third, second] {
+        let offered = tokio::time::timeout(patience, stand.offers.recv()).await;
+        assert_eq!(offered.unwrap(), Some(expected));
+    }
+    let beat = AppendRequest {
+        vote: Vote {
+            term: term + 1,
+            replica: third,
+            committed: true,
+        },
+        previous: Some(Position { term: 1, index: 1 }),
+        entries: Vec::new(),
+        committed: None,
+    };
+    group.append(beat).await.unwrap();
+    // What asks has its channel no more, nor has the group.
+    group.end().await;
+    drop(group);
+    let closed = async { while stand.offers.recv().await.is_some() {} };
+    tokio::time::timeout(patience, closed).await.unwrap();
 }
 
 /// One voter of two is no majority without the other, and that one has seen a later leader.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_reads_nothing_when_a_voter_that_it_needs_has_seen_a_later_one() {
-    let (group, _, _ground) = beside_the_deaf().await;
+    let (group, _, _stand) = beside_the_deaf(1).await;
     let refused = group.read_position().await.unwrap_err();
     assert!(matches!(refused, Error::NotLeader { .. }), "{refused:?}");
 }
@@ -641,7 +700,7 @@ async fn a_leader_reads_nothing_when_a_voter_that_it_needs_has_seen_a_later_one(
 /// The next leader has not got the write, and a third replica may have: the leader after that may commit it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_the_next_leader_throws_away_is_unknown() {
-    let (group, term, _ground) = beside_the_deaf().await;
+    let (group, term, _stand) = beside_the_deaf(1).await;
     // Before the others have answered its first heartbeat it takes no write.
     let raft = group.inner.raft();
     let confirmed = async {

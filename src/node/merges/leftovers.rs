@@ -22,7 +22,6 @@ use crate::node::merges::barrier;
 use crate::node::merges::talk::misfit;
 use crate::node::merges::unfreeze;
 use crate::node::replica::Replica;
-use crate::raft::Group;
 use crate::raft::Leadership;
 use crate::shard::row::Part;
 use crate::types::ShardId;
@@ -31,7 +30,7 @@ use crate::types::shard::Fate;
 use crate::wire::merge::MergeReply;
 use crate::wire::merge::MergeRequest;
 
-/// A leader asks what has become of an attempt that has frozen its shard for so long.
+/// A leader asks what has become of an attempt for which it has frozen its shard so long ago.
 const ASK_AFTER: Duration = Duration::from_millis(300);
 /// Between two looks at what is left of attempts, while there is any, and while there is none.
 const LOOK_BUSY: Duration = Duration::from_millis(50);
@@ -105,15 +104,25 @@ impl Leftovers {
         let mut found = BTreeSet::new();
         for replica in self.merges.registry.shards() {
             let row = replica.reader().row();
-            if row.merge.part == Part::Alone || !leads(replica.group()) {
+            if row.merge.part == Part::Alone {
                 continue;
             }
+            let Leadership::Leading { term } = *replica.group().leadership().borrow() else {
+                continue;
+            };
             let shard = row.descriptor.id;
             found.insert(shard);
             match &row.merge.part {
                 Part::Alone => {}
                 Part::Left(open) => self.left(replica.clone(), open.attempt, open.right),
-                Part::Right(frozen) => self.right(shard, replica.clone(), frozen.attempt),
+                Part::Right(frozen) => {
+                    let attempt = frozen.attempt;
+                    // Who froze it for the driver leads it no more, so nobody is told how the attempt ends.
+                    let is_inherited = frozen.position.term != term;
+                    if is_inherited || self.stands_long(shard, attempt) {
+                        self.right(shard, replica.clone(), attempt);
+                    }
+                }
             }
         }
         self.frozen.retain(|shard, _| found.contains(shard));
@@ -132,13 +141,17 @@ impl Leftovers {
         self.work.push(work.boxed());
     }
 
-    fn right(&mut self, shard: ShardId, right: Replica, attempt: Attempt) {
+    fn stands_long(&mut self, shard: ShardId, attempt: Attempt) -> bool {
         let now = Instant::now();
         let since = self.frozen.entry(shard).or_insert((attempt, now));
         if since.0 != attempt {
             *since = (attempt, now);
         }
-        if since.1.elapsed() < ASK_AFTER || !self.under_way.insert(shard) {
+        since.1.elapsed() >= ASK_AFTER
+    }
+
+    fn right(&mut self, shard: ShardId, right: Replica, attempt: Attempt) {
+        if !self.under_way.insert(shard) {
             return;
         }
         debug!(%shard, ?attempt, "asks what has become of the merge that has frozen it");
@@ -155,8 +168,4 @@ impl Leftovers {
             Err(error) => warn!(%shard, %error, "merge not settled yet"),
         }
     }
-}
-
-fn leads(group: &Group) -> bool {
-    matches!(*group.leadership().borrow(), Leadership::Leading { .. })
 }
