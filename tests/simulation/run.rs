@@ -14,6 +14,7 @@ use quorate::env::rng;
 use quorate::env::rng::Chance;
 use quorate::node::merges::Wanted;
 use quorate::node::registry::Registry;
+use quorate::placement::Policy;
 use quorate::raft::Leadership;
 use quorate::testkit::invariants::ranges;
 use quorate::testkit::linear;
@@ -191,7 +192,14 @@ impl Run {
         self.until("writes go on", PATIENCE, reached).await;
         self.acknowledged = mix.progress().acknowledged;
         let history = mix.stop().await;
-        self.until("placement has nothing to do", PATIENCE, Run::placed)
+        // What was slow under the faults leads nothing for a while, and then what leads is to be evened out.
+        let Policy {
+            slow_recovery,
+            leader_rest,
+            ..
+        } = Policy::default();
+        let patience = PATIENCE + slow_recovery + leader_rest;
+        self.until("placement has nothing to do", patience, Run::placed)
             .await;
         self.until("replicas are equal", PATIENCE, Run::settled)
             .await;

@@ -5,8 +5,8 @@
 //! what the rule has too much of is removed outright, and never so that too few would be left that answer.
 //!
 //! No aim undoes another's work. What is put on a node satisfies everything that is asked of it: it stands
-//! apart from the others as far as it can, the rule allows the node, and the node does well. So only a change
-//! of the cluster gives a reason to move it again.
+//! apart from the others as far as it can, the rule allows the node, and the node does well if any does. So only
+//! a change of the cluster gives a reason to move it again.
 
 use std::cmp::Reverse;
 
@@ -21,6 +21,7 @@ use crate::placement::plan::draft::Verdict;
 use crate::placement::plan::hold::Hold;
 use crate::placement::plan::targets::crowd;
 use crate::placement::plan::targets::targets;
+use crate::placement::plan::targets::targets_at_need;
 use crate::placement::shard::ShardView;
 use crate::types::NodeId;
 use crate::types::node::Duty;
@@ -54,7 +55,7 @@ pub(super) fn repair(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
         return replace(draft, shard, dead, reason);
     }
     if voters.len() < wanted {
-        let to = targets(draft, shard, &voters)?.best()?;
+        let to = targets_at_need(draft, shard, &voters)?.best()?;
         return Ok(Some(Proposal {
             action: Action::Add { to },
             reason: format!("it has {} of {wanted} replicas", voters.len()),
@@ -189,7 +190,7 @@ pub(super) fn without(nodes: &[NodeId], left_out: NodeId) -> Vec<NodeId> {
 
 fn replace(draft: &Draft<'_>, shard: &ShardView, from: Replica, reason: String) -> Verdict {
     let kept = without(&nodes(shard), from.node);
-    let to = targets(draft, shard, &kept)?.best()?;
+    let to = targets_at_need(draft, shard, &kept)?.best()?;
     let action = Action::Move { from, to };
     Ok(Some(Proposal { action, reason }))
 }

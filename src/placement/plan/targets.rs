@@ -2,10 +2,13 @@
 //!
 //! First comes where it stands apart from the others, then where there is most room. A node that would be
 //! best but has enough on its way already, or has only just started and not looked at its disk, is waited for: a
-//! replica that were put into a worse zone now would have to be moved again.
+//! replica that were put into a worse zone now would have to be moved again. A slow node gets one only where there
+//! is no other: a replica that is slow to have a write is better than none.
 
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
+use crate::placement::node::Health;
+use crate::placement::node::Unfit;
 use crate::placement::plan::draft::Draft;
 use crate::placement::plan::draft::Seat;
 use crate::placement::plan::hold::Excluded;
@@ -32,16 +35,43 @@ pub(super) fn targets<'d, 'a>(
     for seat in draft.seats.values() {
         match exclusion(draft, shard, seat) {
             Some(why) => excluded.push((seat.node.id, why)),
-            None => fit.push((crowd(draft, draft.rule(shard), kept, seat.node.id), seat)),
+            None => fit.push(seat),
         }
     }
-    let least = fit.iter().map(|(crowd, _)| *crowd).min();
-    let crowd = least.ok_or(Hold::NoNode(excluded))?;
-    let seats = fit.into_iter().filter(|(other, _)| *other == crowd);
-    Ok(Targets {
+    apart(draft, shard, kept, fit).ok_or(Hold::NoNode(excluded))
+}
+
+/// As [`targets`], for a replica that must not wait: where no other node would do, one that is slow does.
+pub(super) fn targets_at_need<'d, 'a>(
+    draft: &'d Draft<'a>,
+    shard: &ShardView,
+    kept: &[NodeId],
+) -> Result<Targets<'d, 'a>, Hold> {
+    let slow = Some(Excluded::Unfit(Unfit::Health(Health::Slow)));
+    targets(draft, shard, kept).or_else(|hold| {
+        let seats = draft.seats.values();
+        let would_do = seats.filter(|seat| {
+            exclusion(draft, shard, seat) == slow && refusal(draft, shard, seat).is_none()
+        });
+        apart(draft, shard, kept, would_do.collect()).ok_or(hold)
+    })
+}
+
+/// Those of the nodes that stand apart from the others as far as any does.
+fn apart<'d, 'a>(
+    draft: &'d Draft<'a>,
+    shard: &ShardView,
+    kept: &[NodeId],
+    seats: Vec<&'d Seat<'a>>,
+) -> Option<Targets<'d, 'a>> {
+    let rule = draft.rule(shard);
+    let crowd = |seat: &&Seat<'_>| crowd(draft, rule, kept, seat.node.id);
+    let least = seats.iter().map(crowd).min()?;
+    let seats = seats.into_iter().filter(|seat| crowd(seat) == least);
+    Some(Targets {
         draft,
-        seats: seats.map(|(_, seat)| seat).collect(),
-        crowd,
+        seats: seats.collect(),
+        crowd: least,
     })
 }
 
@@ -68,6 +98,11 @@ pub(super) fn exclusion(draft: &Draft<'_>, shard: &ShardView, seat: &Seat<'_>) -
     if let Err(unfit) = seat.fitness(shard) {
         return Some(Excluded::Unfit(unfit));
     }
+    refusal(draft, shard, seat)
+}
+
+/// Why it does not, however well it does.
+fn refusal(draft: &Draft<'_>, shard: &ShardView, seat: &Seat<'_>) -> Option<Excluded> {
     if let Some(label) = draft.rule(shard).refusal(&seat.node.labels) {
         return Some(Excluded::Label(label));
     }
