@@ -31,6 +31,7 @@ use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
 use quorate::types::Value;
+use quorate::types::overview::Arrangement;
 use quorate::types::overview::Overview;
 use quorate::wire::request::OverviewQuery;
 use tokio::task::JoinSet;
@@ -56,6 +57,9 @@ struct Args {
     /// How long latencies are measured before and after the move
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     window: Duration,
+    /// Placement's setting snapshot_bytes_per_second; otherwise its default
+    #[arg(long, value_name = "BYTES")]
+    pace: Option<u64>,
     /// Where the nodes keep their data while it lasts; otherwise a temporary directory
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -82,6 +86,14 @@ async fn main() -> Result<(), Failed> {
     let temporary = tempfile::tempdir()?;
     let dir = args.dir.clone().unwrap_or(temporary.path().to_owned());
     let mut cluster = Cluster::start(dir, NODES).await?;
+    let admin = Admin::new(cluster.sender());
+    if let Some(pace) = args.pace {
+        let setting = Arrangement::SetSetting {
+            name: "snapshot_bytes_per_second".to_owned(),
+            value: Some(pace.to_string()),
+        };
+        admin.arrange(setting, None).await?;
+    }
     let writers = (0..WRITERS).map(|number| Writer {
         number,
         kv: Kv::new(cluster.sender()),
@@ -99,7 +111,6 @@ async fn main() -> Result<(), Failed> {
     )
     .await;
     report("fill", &filled);
-    let admin = Admin::new(cluster.sender());
     let split = settled(&admin, NODES).await?;
     println!("{} shards on {NODES} nodes", split.shards.len());
 

@@ -394,40 +394,7 @@ fn group_of(request: &Request) -> Option<GroupId> {
 
 /// Whether any replica answers as well as the leader.
 fn is_for_any(request: &Request) -> bool {
-    let read = match request {
-        Request::Get(get) => get.read,
-        Request::BatchGet(get) => get.read,
-        Request::Scan(scan) => scan.read,
-        Request::Write(_)
-        | Request::Status(_)
-        | Request::TransferLeader(_)
-        | Request::SplitShard(_)
-        | Request::ReadPosition(_)
-        | Request::Vote(..)
-        | Request::Append(..)
-        | Request::Term(_)
-        | Request::TakeLead(..)
-        | Request::Form(_)
-        | Request::Join(_)
-        | Request::Placement(_)
-        | Request::Report(_)
-        | Request::Overview(_)
-        | Request::Explain(_)
-        | Request::Arrange(_)
-        | Request::ListKeyspaces
-        // Where its keys are stored is not known here.
-        | Request::Within(_)
-        | Request::Locate(_)
-        | Request::Routes(_)
-        | Request::CreateReplica(_)
-        | Request::Membership(_)
-        | Request::ReplicaLeft(_)
-        | Request::AddReplica(_)
-        | Request::RemoveReplica(_)
-        | Request::CheckReplica(..)
-        | Request::Merge(_) => ReadKind::Linearizable,
-    };
-    read == ReadKind::Follower
+    request.read_kind() == Some(ReadKind::Follower)
 }
 
 /// Who answered; several where several shards were asked.

@@ -1,38 +1,32 @@
 //! The keyspaces as this node knows them.
 //!
 //! A definition never changes and is retired at most once, so that what is known here may be late and is never
-//! wrong. What is not known is asked of placement. What is known is kept in a file beside the log, so that a
-//! node that starts while placement is down serves keyspaces all the same. The file is only a memory: a damaged
-//! one is as good as none.
+//! wrong. What is not known is asked of placement. What is known is remembered beside the log, so that a
+//! node that starts while placement is down serves keyspaces all the same.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::RwLock;
 
-use tokio::sync::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tracing::info;
 use tracing::warn;
 
-use crate::codec::value;
 use crate::env::files::Files;
-use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
 use crate::node::placement::PlacementClient;
+use crate::node::remembered;
+use crate::node::remembered::Remembered;
 use crate::types::keyspace::Definition;
 use crate::types::keyspace::Keyspace;
 use crate::types::keyspace::KeyspaceName;
 
 const FILE: &str = "keyspaces";
-const FORMAT: u8 = 1;
-/// Bytes of the checksum behind the definitions.
-const CHECKSUM_BYTES: usize = 4;
 /// Questions to placement at once. Full: further requests wait, and mostly find what those before them have
 /// learned.
 const ASKING_MAX: usize = 4;
@@ -40,34 +34,21 @@ const ASKING_MAX: usize = 4;
 /// Every keyspace known here.
 pub struct Keyspaces {
     known: RwLock<BTreeMap<KeyspaceName, Definition>>,
-    files: Arc<dyn Files>,
-    path: PathBuf,
-    /// Held while the file is written: what is written last is what is known last.
-    writing: Mutex<()>,
+    remembered: Remembered,
     asking: Semaphore,
 }
 
 impl Keyspaces {
     /// Those that `directory` remembers. Blocks on the disk.
     pub fn open(files: Arc<dyn Files>, directory: &Path) -> io::Result<Keyspaces> {
-        let path = directory.join(FILE);
-        let remembered = files.read(&path)?.map(|bytes| decode(&bytes));
-        let remembered = match remembered {
-            Some(Ok(definitions)) => definitions,
-            Some(Err(reason)) => {
-                warn!(path = %path.display(), reason, "the remembered keyspaces are damaged; placement will tell them again");
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
+        let remembered = Remembered::new(files, directory, FILE);
+        let earlier = remembered.read()?;
         let keyspaces = Keyspaces {
             known: RwLock::default(),
-            files,
-            path,
-            writing: Mutex::default(),
+            remembered,
             asking: Semaphore::new(ASKING_MAX),
         };
-        keyspaces.take(remembered);
+        keyspaces.take(earlier);
         Ok(keyspaces)
     }
 
@@ -78,10 +59,7 @@ impl Keyspaces {
         if !self.take(definitions) {
             return Ok(());
         }
-        let _writing = self.writing.lock().await;
-        let bytes = encode(&self.list());
-        let (files, path) = (Arc::clone(&self.files), self.path.clone());
-        offload(move || files.write_atomically(&path, &bytes)).await
+        self.remembered.write(|| self.list()).await
     }
 
     /// The keyspace of that name; placement is asked where none is known. Cancel-safe.
@@ -168,37 +146,13 @@ fn nobody_says(name: &KeyspaceName, error: &Error) -> Error {
 /// How many keyspaces a directory remembers; `None` when it remembers none. The error says what is wrong with
 /// the file, which does no harm: placement tells them again.
 pub fn inspect(files: &dyn Files, directory: &Path) -> Result<Option<usize>, String> {
-    let bytes = files.read(&directory.join(FILE));
-    match bytes.map_err(|error| error.to_string())? {
-        Some(bytes) => decode(&bytes).map(|definitions| Some(definitions.len())),
-        None => Ok(None),
-    }
+    remembered::inspect::<Definition>(files, directory, FILE)
 }
 
 /// Whether these bytes are a file of keyspaces; what is read is written as it was. For the tests that try every
 /// decoder.
 pub(crate) fn is_keyspaces(bytes: &[u8]) -> bool {
-    let Ok(definitions) = decode(bytes) else {
-        return false;
-    };
-    assert_eq!(decode(&encode(&definitions)), Ok(definitions));
-    true
-}
-
-fn encode(definitions: &[Definition]) -> Vec<u8> {
-    let mut bytes = value::encode(FORMAT, &definitions);
-    let checksum = crc32c::crc32c(&bytes);
-    bytes.extend(checksum.to_be_bytes());
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Result<Vec<Definition>, String> {
-    let split = bytes.len().checked_sub(CHECKSUM_BYTES);
-    let (bytes, checksum) = bytes.split_at(split.ok_or("it is cut off")?);
-    if crc32c::crc32c(bytes).to_be_bytes() != checksum {
-        return Err("its checksum does not match".into());
-    }
-    value::decode("the keyspaces", FORMAT, bytes).map_err(|error| error.to_string())
+    remembered::is_list::<Definition>(FILE, bytes)
 }
 
 #[cfg(test)]
@@ -234,27 +188,14 @@ mod tests {
         assert_eq!(open(dir.path()).list(), [gone, b]);
     }
 
-    #[tokio::test]
-    async fn a_damaged_memory_is_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let learned = vec![definition("a", false)];
-        open(dir.path()).learn(learned).await.unwrap();
-        let whole = std::fs::read(dir.path().join(FILE)).unwrap();
-        for at in 0..whole.len() {
-            let mut flipped = whole.clone();
-            flipped[at] ^= 1;
-            assert!(decode(&flipped).is_err(), "byte {at}");
-            assert!(decode(&whole[..at]).is_err(), "cut at {at}");
-        }
-        std::fs::write(dir.path().join(FILE), &whole[1..]).unwrap();
-        assert_eq!(open(dir.path()).list(), []);
-    }
-
     #[test]
     fn an_example_of_format_one_is_read() {
         let bytes = b"\x01\x01\x02ks\x03ks/\x01\x04\x02\x01";
         let checksum = crc32c::crc32c(bytes).to_be_bytes();
         let bytes = [&bytes[..], &checksum].concat();
-        assert_eq!(decode(&bytes), Ok(vec![definition("ks", true)]));
+        assert_eq!(
+            remembered::decode(FILE, &bytes),
+            Ok(vec![definition("ks", true)])
+        );
     }
 }

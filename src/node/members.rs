@@ -1,30 +1,24 @@
 //! The nodes of the cluster as this one knows them, and with them the addresses that its channel dials.
 //!
-//! They are kept in a file beside the log, so that a node that starts while placement is down reaches
-//! those that joined later too. The file is only a memory: a damaged one is as good as none, and
-//! placement's word replaces it.
+//! They are remembered beside the log, so that a node that starts while placement is down reaches
+//! those that joined later too.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::RwLock;
 
 use tracing::info;
-use tracing::warn;
 
-use crate::codec::value;
 use crate::env::files::Files;
-use crate::env::tasks::offload;
+use crate::node::remembered;
+use crate::node::remembered::Remembered;
 use crate::types::NodeId;
 use crate::types::node::Member;
 use crate::wire::request::Channel;
 
 const FILE: &str = "members";
-const FORMAT: u8 = 1;
-/// Bytes of the checksum behind the members.
-const CHECKSUM_BYTES: usize = 4;
 
 /// The nodes of the cluster, as far as they are known here.
 pub type Nodes = Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>;
@@ -35,8 +29,7 @@ pub struct Members {
     own: NodeId,
     known: RwLock<BTreeMap<NodeId, Member>>,
     channel: Arc<dyn Channel>,
-    files: Arc<dyn Files>,
-    path: PathBuf,
+    remembered: Remembered,
 }
 
 impl Members {
@@ -49,26 +42,17 @@ impl Members {
         own: Member,
         given: Vec<Member>,
     ) -> io::Result<Members> {
-        let path = directory.join(FILE);
-        let remembered = files.read(&path)?.map(|bytes| decode(&bytes));
-        let remembered = match remembered {
-            Some(Ok(members)) => members,
-            Some(Err(reason)) => {
-                warn!(path = %path.display(), reason, "the remembered members are damaged; placement will tell them again");
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
+        let remembered = Remembered::new(files, directory, FILE);
+        let earlier = remembered.read()?;
         channel.learn(own.clone());
         let members = Members {
             own: own.id,
             known: RwLock::new(BTreeMap::from([(own.id, own)])),
             channel,
-            files,
-            path,
+            remembered,
         };
         members.take(given);
-        members.take(remembered);
+        members.take(earlier);
         Ok(members)
     }
 
@@ -79,9 +63,7 @@ impl Members {
         if !self.take(members) {
             return Ok(());
         }
-        let bytes = encode(&self.list());
-        let (files, path) = (Arc::clone(&self.files), self.path.clone());
-        offload(move || files.write_atomically(&path, &bytes)).await
+        self.remembered.write(|| self.list()).await
     }
 
     /// All of them, by id.
@@ -110,37 +92,13 @@ impl Members {
 /// How many members a directory remembers; `None` when it remembers none. The error says what is wrong with
 /// the file, which does no harm: placement tells them again.
 pub fn inspect(files: &dyn Files, directory: &Path) -> Result<Option<usize>, String> {
-    let bytes = files.read(&directory.join(FILE));
-    match bytes.map_err(|error| error.to_string())? {
-        Some(bytes) => decode(&bytes).map(|members| Some(members.len())),
-        None => Ok(None),
-    }
+    remembered::inspect::<Member>(files, directory, FILE)
 }
 
 /// Whether these bytes are a file of members; what is read is written as it was. For the tests that try every
 /// decoder.
 pub(crate) fn is_members(bytes: &[u8]) -> bool {
-    let Ok(members) = decode(bytes) else {
-        return false;
-    };
-    assert_eq!(decode(&encode(&members)), Ok(members));
-    true
-}
-
-fn encode(members: &[Member]) -> Vec<u8> {
-    let mut bytes = value::encode(FORMAT, &members);
-    let checksum = crc32c::crc32c(&bytes);
-    bytes.extend(checksum.to_be_bytes());
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Result<Vec<Member>, String> {
-    let split = bytes.len().checked_sub(CHECKSUM_BYTES);
-    let (bytes, checksum) = bytes.split_at(split.ok_or("it is cut off")?);
-    if crc32c::crc32c(bytes).to_be_bytes() != checksum {
-        return Err("its checksum does not match".into());
-    }
-    value::decode("the members", FORMAT, bytes).map_err(|error| error.to_string())
+    remembered::is_list::<Member>(FILE, bytes)
 }
 
 #[cfg(test)]
@@ -206,28 +164,14 @@ mod tests {
         assert_eq!(again.list(), [&news[..], &[member(9, "own:1")]].concat());
     }
 
-    #[tokio::test]
-    async fn a_damaged_memory_is_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let (members, _) = open(dir.path(), Vec::new());
-        members.learn(vec![member(4, "four:1")]).await.unwrap();
-        let whole = std::fs::read(dir.path().join(FILE)).unwrap();
-        for at in 0..whole.len() {
-            let mut flipped = whole.clone();
-            flipped[at] ^= 1;
-            assert!(decode(&flipped).is_err(), "byte {at}");
-            assert!(decode(&whole[..at]).is_err(), "cut at {at}");
-        }
-        std::fs::write(dir.path().join(FILE), &whole[1..]).unwrap();
-        let (again, _) = open(dir.path(), vec![member(1, "one:1")]);
-        assert_eq!(again.list(), [member(1, "one:1"), member(9, "own:1")]);
-    }
-
     #[test]
     fn an_example_of_format_one_is_read() {
         let bytes = [&[1, 1, 4][..], &[4; 16], b"\x02n4\x06four:1\x00"].concat();
         let checksum = crc32c::crc32c(&bytes).to_be_bytes();
         let bytes = [&bytes[..], &checksum].concat();
-        assert_eq!(decode(&bytes), Ok(vec![member(4, "four:1")]));
+        assert_eq!(
+            remembered::decode(FILE, &bytes),
+            Ok(vec![member(4, "four:1")])
+        );
     }
 }

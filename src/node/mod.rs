@@ -13,13 +13,14 @@
 //! `reporter.rs` what changes here. Keys without a replica here are found by `router.rs`, of which
 //! `routes.rs` is the thinking part; the node that leads placement's group drives it (`driver.rs`), and what it orders is
 //! done by `stepper.rs`. What is asked of a replica is counted by its `meter.rs`; `pulse.rs` is how the node itself does.
-//! `members.rs` knows the other nodes. A node started later asks to be
+//! `members.rs` knows the other nodes, and remembers them (`remembered.rs`). A node started later asks to be
 //! taken in (`joining.rs`).
 
 pub mod identity;
 pub mod formation;
 pub mod formation_driver;
 pub mod joining;
+mod remembered;
 pub mod members;
 pub mod barrier;
 pub mod proposer;

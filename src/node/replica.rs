@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
+use tracing::debug;
 
 use crate::env::clock::Clock;
 use crate::env::mutant;
@@ -14,6 +15,7 @@ use crate::env::tasks::TaskSet;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
+use crate::mvcc::read::Portion;
 use crate::node::barrier::Barrier;
 use crate::node::meter::Meter;
 use crate::node::proposer::CHANGES_WAITING_MAX;
@@ -24,6 +26,7 @@ use crate::node::proposer::WRITES_WAITING_MAX;
 use crate::node::proposer::misfit;
 use crate::raft::Group;
 use crate::raft::Leadership;
+use crate::shard::ReadAt;
 use crate::shard::ReadError;
 use crate::shard::ShardReader;
 use crate::shard::command::Answer;
@@ -230,10 +233,16 @@ impl Replica {
             Some(cut) if self.reader.last_stamp() >= cut.as_of => {}
             Some(_) | None => self.ready(scan.read).await?,
         }
-        let (reader, asked) = (self.reader.clone(), scan.clone());
-        let read = offload(move || reader.scan(&asked))
-            .await
-            .map_err(|error| self.refused(error))?;
+        let mut read = self.read_portion(&scan).await?;
+        if read.value.rest.is_some() && self.would_age(&scan) && self.leads() {
+            // Where it cannot be raised the cut is as good as any that began when its stamp was new.
+            match self.raise_stamp().await {
+                Ok(()) => read = self.read_portion(&scan).await?,
+                Err(error) => {
+                    debug!(group = %self.group.id(), %error, "a scan begins on an old stamp")
+                }
+            }
+        }
         let answered = self.answered(read.as_of);
         let bytes = read.value.items.iter();
         let bytes = bytes.map(|item| item.key.len() + item.versioned.value.len());
@@ -247,6 +256,43 @@ impl Replica {
             answered,
             unordered: None,
         })
+    }
+
+    async fn read_portion(&self, scan: &Scan) -> Result<ReadAt<Portion>> {
+        let (reader, asked) = (self.reader.clone(), scan.clone());
+        let read = offload(move || reader.scan(&asked)).await;
+        read.map_err(|error| self.refused(error))
+    }
+
+    /// Whether a cut that the scan begins here would have the stamp of a write of long ago. The next write would
+    /// leave the scan little time, or none: what is kept of the past is counted back from there. A leader raises
+    /// the stamp before it begins such a cut, at most once in a tenth of that time.
+    pub fn would_age(&self, scan: &Scan) -> bool {
+        let row = self.reader.row();
+        let age_ms = self
+            .clock
+            .wall_ms()
+            .saturating_sub(row.last_stamp.wall_ms());
+        scan.cut.is_none()
+            && scan.read == ReadKind::Linearizable
+            && age_ms > row.history_retention_ms / 10
+    }
+
+    /// One entry without a write.
+    async fn raise_stamp(&self) -> Result<()> {
+        let planned = self.reader.descriptor().epoch;
+        match self.change(planned, Body::Writes(Vec::new())).await? {
+            Answer::Writes(_) => Ok(()),
+            other => Err(misfit(&other)),
+        }
+    }
+
+    /// Whether it leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        matches!(
+            *self.group.leadership().borrow(),
+            Leadership::Leading { .. }
+        )
     }
 
     /// For followers: from which position on their reads are linearizable. Refused unless this leads.
@@ -293,10 +339,7 @@ impl Replica {
         Answered {
             shard: row.descriptor.id,
             replica: self.group.replica(),
-            leader: matches!(
-                *self.group.leadership().borrow(),
-                Leadership::Leading { .. }
-            ),
+            leader: self.leads(),
             timestamp: wall.max(row.last_stamp),
             as_of,
         }

@@ -52,6 +52,7 @@ use crate::types::RequestId;
 use crate::types::ShardId;
 use crate::types::log::Vote;
 use crate::types::node::Room;
+use crate::types::request::ReadKind;
 use crate::types::request::Write;
 use crate::types::request::WriteKind;
 use crate::types::shard::ShardDescriptor;
@@ -398,8 +399,8 @@ async fn ask_replica(
     once: bool,
 ) -> Result<Response> {
     if !once
-        && request.is_linearizable_read()
-        && let Some(leader) = only_leader_reads(host, replica)
+        && request.read_kind() == Some(ReadKind::Linearizable)
+        && let Some(leader) = only_leader_reads(host, replica, request)
     {
         let answer = while_it_leads(host, replica, leader, request, until).await;
         return answer.unwrap_or_else(|| Err(led_by_another(replica)));
@@ -420,7 +421,7 @@ async fn ask_replica(
         }
         Request::Write(write) => {
             // Elsewhere there may be room.
-            if leads(replica) {
+            if replica.leads() {
                 host.check_space(replica, write)?;
             }
             match replica.write(write.clone()).await {
@@ -467,16 +468,19 @@ async fn ask_replica(
     }
 }
 
-/// The leader, where the replica here takes no more entries for want of room: it would wait in vain for
-/// what a linearizable read has to show.
-fn only_leader_reads(host: &Host, replica: &Replica) -> Option<NodeId> {
-    let leadership = *replica.group().leadership().borrow();
-    match leadership {
-        Leadership::Following { leader } if host.space.room() == Room::Full => {
-            leader.map(|leader| leader.node)
-        }
-        Leadership::Following { .. } | Leadership::Leading { .. } | Leadership::Failed => None,
-    }
+/// The leader, where it alone shall answer a linearizable read. A replica that takes no more entries for want of
+/// room would wait in vain for what it has to show; and only a leader can begin a cut that lasts on a shard that
+/// nobody has written for long.
+fn only_leader_reads(host: &Host, replica: &Replica, request: &Request) -> Option<NodeId> {
+    let Leadership::Following { leader } = *replica.group().leadership().borrow() else {
+        return None;
+    };
+    let would_age = match request {
+        Request::Scan(scan) => replica.would_age(scan),
+        _ => false,
+    };
+    let leader = leader.filter(|_| would_age || host.space.room() == Room::Full);
+    leader.map(|leader| leader.node)
 }
 
 /// The leader's answer; none when the replica here hears of another leader before it comes. One that stands
@@ -507,11 +511,6 @@ fn led_by_another(replica: &Replica) -> Error {
         group: replica.group().id(),
         leader: None,
     }
-}
-
-fn leads(replica: &Replica) -> bool {
-    let leadership = replica.group().leadership();
-    matches!(*leadership.borrow(), Leadership::Leading { .. })
 }
 
 /// What only a leader does is sent on to the leader that the replica here has named, once.

@@ -191,12 +191,12 @@ impl Request {
         }
     }
 
-    /// Whether it reads what was last acknowledged.
-    pub fn is_linearizable_read(&self) -> bool {
-        let read = match self {
-            Request::Get(get) => get.read,
-            Request::BatchGet(get) => get.read,
-            Request::Scan(scan) => scan.read,
+    /// How it reads keys; `None` when it reads none, or it is not known here where they are stored.
+    pub fn read_kind(&self) -> Option<ReadKind> {
+        match self {
+            Request::Get(get) => Some(get.read),
+            Request::BatchGet(get) => Some(get.read),
+            Request::Scan(scan) => Some(scan.read),
             Request::Write(_)
             | Request::SplitShard(_)
             | Request::Status(_)
@@ -223,9 +223,8 @@ impl Request {
             | Request::AddReplica(_)
             | Request::RemoveReplica(_)
             | Request::CheckReplica(..)
-            | Request::Merge(_) => return false,
-        };
-        read == ReadKind::Linearizable
+            | Request::Merge(_) => None,
+        }
     }
 
     /// Where the shard is that a request is for; `None` where it is for no shard, or for a group by

@@ -118,6 +118,8 @@ pub enum Kept {
 pub struct Rack {
     net: Arc<Net>,
     seats: Vec<Seat>,
+    /// The clock of all of them.
+    pub clock: Clock,
 }
 
 /// What a node leaves behind, and the node while it lives.
@@ -165,6 +167,7 @@ impl Rack {
         let mut rack = Rack {
             net: Arc::default(),
             seats: seats.into(),
+            clock: Clock::system(),
         };
         for node in NODES {
             rack.open(node).await;
@@ -189,7 +192,10 @@ impl Rack {
         };
         self.net.put(seat.id, reached);
         let channel = self.net.channel(steps.ended());
-        let boot = boot(seat, &steps, &channel, &runtime, &failure);
+        let boot = Boot {
+            clock: self.clock.clone(),
+            ..boot(seat, &steps, &channel, &runtime, &failure)
+        };
         let opened = runtime.spawn(async move {
             let mut tasks = TaskSet::new();
             let stores = boot.open(&mut tasks).await?;
@@ -364,9 +370,14 @@ impl Rack {
 
     /// Asks the nodes in turn until one answers.
     pub async fn ask(&self, request: Request) -> Response {
+        self.ask_from(0, request).await
+    }
+
+    /// As [`Rack::ask`], beginning with the so-manieth node that lives.
+    pub async fn ask_from(&self, first: usize, request: Request) -> Response {
         let channel = self.net.channel(CancellationToken::new());
         let until = Instant::now() + PATIENCE;
-        let mut turn = 0;
+        let mut turn = first;
         loop {
             let living = self.living();
             let node = living[turn % living.len()];
