@@ -306,43 +306,27 @@ fn is_settled(overview: &Overview, nodes: usize) -> Result<(), String> {
             return Err(format!("{} has {bytes} bytes", shard.shard.id));
         }
     }
-    let shares = shares(overview);
-    let mean = shares.values().map(|share| share.0).sum::<u64>() / nodes as u64;
-    let mut bytes = shares.values().map(|share| share.0);
+    let shares = overview.shares();
+    let mean = shares.values().map(|share| share.bytes).sum::<u64>() / nodes as u64;
+    let mut bytes = shares.values().map(|share| share.bytes);
     match shares.len() == nodes && bytes.all(|bytes| bytes.abs_diff(mean) * 100 <= mean * OFF_MAX) {
         true => Ok(()),
         false => Err(format!("bytes and leaders are {shares:?}")),
     }
 }
 
-/// Bytes and leaders of each node.
-fn shares(overview: &Overview) -> BTreeMap<NodeId, (u64, usize)> {
-    let mut shares: BTreeMap<NodeId, (u64, usize)> = BTreeMap::new();
-    for shard in &overview.shards {
-        let Some(report) = &shard.report else {
-            continue;
-        };
-        for replica in &shard.shard.replicas {
-            let share = shares.entry(replica.node).or_default();
-            share.0 += report.size.bytes;
-            share.1 += usize::from(replica.id == report.leader);
-        }
-    }
-    shares
-}
-
 fn show_shares(overview: &Overview) {
-    let shares = shares(overview);
+    let shares = overview.shares();
     let count = shares.len() as f64;
-    let bytes = shares.values().map(|share| share.0).sum::<u64>() as f64 / count;
-    let leaders = shares.values().map(|share| share.1).sum::<usize>() as f64 / count;
+    let bytes = shares.values().map(|share| share.bytes).sum::<u64>() as f64 / count;
+    let leaders = shares.values().map(|share| share.leaders).sum::<usize>() as f64 / count;
     for (node, share) in &shares {
         println!(
             "{node}: {:.1} MiB ({:+.1} % of the mean), {} leaders ({:+.1} %)",
-            share.0 as f64 / f64::from(1 << 20),
-            (share.0 as f64 / bytes - 1.0) * 100.0,
-            share.1,
-            (share.1 as f64 / leaders - 1.0) * 100.0
+            share.bytes as f64 / f64::from(1 << 20),
+            (share.bytes as f64 / bytes - 1.0) * 100.0,
+            share.leaders,
+            (share.leaders as f64 / leaders - 1.0) * 100.0
         );
     }
 }

@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,22 +167,6 @@ impl Scene {
     }
 }
 
-/// Bytes and leaders of each node, as the shards' leaders report them.
-fn shares(overview: &Overview) -> BTreeMap<NodeId, (u64, usize)> {
-    let mut shares: BTreeMap<NodeId, (u64, usize)> = BTreeMap::new();
-    for shard in &overview.shards {
-        let Some(report) = &shard.report else {
-            continue;
-        };
-        for replica in &shard.shard.replicas {
-            let share = shares.entry(replica.node).or_default();
-            share.0 += report.size.bytes;
-            share.1 += usize::from(replica.id == report.leader);
-        }
-    }
-    shares
-}
-
 fn all_are_small(overview: &Overview, max: u64) -> Result<(), String> {
     for shard in &overview.shards {
         match &shard.report {
@@ -236,15 +219,14 @@ async fn shards_that_grow_are_split_and_nodes_that_join_get_their_share() {
     let even = scene
         .until("five nodes have their share", |overview| {
             is_idle(overview)?;
-            let shares = shares(overview);
-            let (bytes, leaders): (Vec<u64>, Vec<usize>) = shares.values().copied().unzip();
-            let mean = bytes.iter().sum::<u64>() / 5;
-            let off = bytes
-                .iter()
-                .find(|bytes| bytes.abs_diff(mean) * 100 > mean * 20);
+            let shares = overview.shares();
+            let mean = shares.values().map(|share| share.bytes).sum::<u64>() / 5;
+            let off = shares
+                .values()
+                .find(|share| share.bytes.abs_diff(mean) * 100 > mean * 20);
             match (shares.len(), off) {
                 (5, None) => Ok(()),
-                _ => Err(format!("bytes {bytes:?}, leaders {leaders:?}")),
+                _ => Err(format!("{shares:?}")),
             }
         })
         .await;
@@ -256,7 +238,7 @@ async fn shards_that_grow_are_split_and_nodes_that_join_get_their_share() {
     println!(
         "{} shards on five nodes, {:?}; {:?}",
         even.shards.len(),
-        shares(&even),
+        even.shares(),
         history.counts()
     );
 }

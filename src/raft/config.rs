@@ -83,6 +83,9 @@ impl Default for Options {
 
 /// Entries that one append to a follower carries at most; it is cut by bytes before that.
 const APPEND_ENTRIES_MAX: u64 = 1_024;
+/// How long a leader waits before it tries again what a follower could not be sent. One that is not made yet is there
+/// in a moment; one whose node is down costs a try a second.
+const BACKOFF: &str = "10ms 20ms 40ms ..1s";
 /// Proposals and messages that wait for a group's core. Full: the sender waits.
 const CORE_QUEUE_MAX: u64 = 4_096;
 
@@ -97,6 +100,7 @@ impl Options {
             install_snapshot_timeout: millis(self.snapshot_timeout),
             max_payload_entries: APPEND_ENTRIES_MAX,
             api_channel_size: Some(CORE_QUEUE_MAX),
+            backoff: BACKOFF.to_string(),
             // The checkpoint triggers snapshots and purges; nothing else does.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX / 2,

@@ -238,9 +238,17 @@ impl RaftNetworkV2<TypeConfig> for Sender {
             let answers = input.then(move |rpc| beat(sender, rpc, option.clone()));
             return async move { Ok(answers.boxed()) }.boxed();
         }
-        let answers = self
-            .service
-            .append(self.route, input.map(convert::to_append).boxed());
+        let (service, route) = (Arc::clone(&self.service), self.route);
+        let mut requests = input.map(convert::to_append);
+        // After an error the library waits before it makes a request, and not before it opens a stream. One that
+        // were opened at once would be refused thousands of times a second, by a node without the replica.
+        let answers = async move {
+            match requests.next().await {
+                Some(first) => service.append(route, stream::iter([first]).chain(requests).boxed()),
+                None => stream::empty().boxed(),
+            }
+        };
+        let answers = answers.flatten_stream();
         let introducer: &'s Introducer = &self.introducer;
         let answers = answers.then(async move |answer| match answer {
             Ok(answer) => Ok(to_stream_result(answer)),

@@ -5,6 +5,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +18,10 @@ use futures::stream;
 use futures::stream::BoxStream;
 use openraft::OptionalSend;
 use openraft::StorageError;
+use openraft::network::RPCOption;
+use openraft::network::RaftNetworkFactory;
+use openraft::network::v2::RaftNetworkV2;
+use openraft::raft::AppendEntriesRequest;
 use openraft::storage::EntryResponder;
 use openraft::storage::RaftStateMachine;
 use openraft::testing::log::StoreBuilder;
@@ -45,7 +51,9 @@ use crate::raft::config::SnapshotMeta;
 use crate::raft::config::StoredMembership;
 use crate::raft::config::TypeConfig;
 use crate::raft::convert;
+use crate::raft::introductions::Introductions;
 use crate::raft::log_store::LogStore;
+use crate::raft::network::Network;
 use crate::raft::state_machine::Applier;
 use crate::raft::state_machine::CheckpointBuilder;
 use crate::raft::state_machine::Hosted;
@@ -570,6 +578,8 @@ async fn whoever_waits_for_a_replica_that_ends_is_told() {
 #[derive(Clone)]
 struct Deaf {
     offered: mpsc::UnboundedSender<ReplicaId>,
+    /// Streams of entries that were opened to it.
+    opened: Arc<AtomicU64>,
 }
 
 impl Channel for Deaf {
@@ -612,6 +622,7 @@ impl Service for Deaf {
         _route: Route,
         _requests: BoxStream<'static, AppendRequest>,
     ) -> BoxStream<'static, Result<AppendResponse>> {
+        self.opened.fetch_add(1, Ordering::SeqCst);
         stream::pending().boxed()
     }
 
@@ -638,7 +649,10 @@ async fn beside_the_deaf(count: u64) -> (Group, u64, Stand) {
         .collect();
     let members = Membership::of(&replicas);
     let (offered, offers) = mpsc::unbounded_channel();
-    let deaf = Arc::new(Deaf { offered });
+    let deaf = Arc::new(Deaf {
+        offered,
+        opened: Arc::default(),
+    });
     let (group, _) = group_with(&engine, &wal, members, deaf).await;
     let term = leading(&group).await;
     let stand = Stand {
@@ -736,4 +750,42 @@ async fn a_write_that_the_next_leader_throws_away_is_unknown() {
     assert_eq!(taken, AppendResponse::Matched(Some(first)));
     let landed = tokio::time::timeout(Duration::from_secs(10), landed).await;
     assert_eq!(landed.unwrap().unwrap_err().effect(), Effect::Unknown);
+}
+
+/// The library waits, after an error, before it makes a request: until then there must be no stream that can fail.
+#[tokio::test]
+async fn a_stream_of_entries_is_opened_with_its_first_request() {
+    let (offered, _) = mpsc::unbounded_channel();
+    let opened = Arc::new(AtomicU64::new(0));
+    let deaf = Deaf {
+        offered,
+        opened: Arc::clone(&opened),
+    };
+    let mut network = Network {
+        group: GroupId::Placement,
+        from: ReplicaId(1),
+        channel: Arc::new(deaf),
+        outgoing: Arc::default(),
+        introductions: Arc::new(Introductions::new(Arc::new(|| None))),
+        pace: Arc::default(),
+    };
+    let mut sender = network.new_client(ReplicaId(2), &NodeId(2)).await;
+    let (requests, input) = futures::channel::mpsc::unbounded();
+    let option = RPCOption::new(Duration::from_secs(10));
+    let mut answers = sender.stream_append(input, option).await.unwrap();
+    assert!(answers.next().now_or_never().is_none());
+    assert_eq!(opened.load(Ordering::SeqCst), 0);
+    let request = AppendEntriesRequest {
+        vote: convert::to_raft_vote(Vote {
+            term: 1,
+            replica: ReplicaId(1),
+            committed: true,
+        }),
+        prev_log_id: None,
+        entries: Vec::new(),
+        leader_commit: None,
+    };
+    requests.unbounded_send(request).unwrap();
+    assert!(answers.next().now_or_never().is_none());
+    assert_eq!(opened.load(Ordering::SeqCst), 1);
 }

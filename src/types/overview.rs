@@ -1,5 +1,6 @@
 //! What placement shows to people, and what they can ask of it, as values. Decides only.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::types::id::NodeId;
@@ -36,6 +37,33 @@ pub struct Overview {
     pub settings: Vec<Setting>,
     /// The last events, oldest first.
     pub events: Vec<Event>,
+}
+
+/// What a node has of the shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Share {
+    /// Bytes of its replicas, as the shards' leaders have counted them.
+    pub bytes: u64,
+    /// Shards that it leads.
+    pub leaders: usize,
+}
+
+impl Overview {
+    /// What each node has of the shards that were asked for and have been reported; nothing of one that has none.
+    pub fn shares(&self) -> BTreeMap<NodeId, Share> {
+        let mut shares: BTreeMap<NodeId, Share> = BTreeMap::new();
+        for shard in &self.shards {
+            let Some(report) = &shard.report else {
+                continue;
+            };
+            for replica in &shard.shard.replicas {
+                let share = shares.entry(replica.node).or_default();
+                share.bytes += report.size.bytes;
+                share.leaders += usize::from(replica.id == report.leader);
+            }
+        }
+        shares
+    }
 }
 
 /// A node as placement sees it.

@@ -14,6 +14,7 @@ use quorate::env::rng;
 use quorate::env::rng::Chance;
 use quorate::node::merges::Wanted;
 use quorate::node::registry::Registry;
+use quorate::placement::PlacementState;
 use quorate::placement::Policy;
 use quorate::raft::Leadership;
 use quorate::testkit::invariants::ranges;
@@ -200,6 +201,10 @@ impl Run {
         } = Policy::default();
         let patience = PATIENCE + slow_recovery + leader_rest;
         self.until("placement has nothing to do", patience, Run::placed)
+            .await;
+        // What is judged must stand still.
+        self.arrange(vec![Arrangement::SetPaused(true)]);
+        self.until("placement does nothing", PATIENCE, Run::paused)
             .await;
         self.until("replicas are equal", PATIENCE, Run::settled)
             .await;
@@ -644,8 +649,16 @@ impl Run {
         }]);
     }
 
-    /// Nothing is being done, and each shard has as many replicas as its rule says and there are nodes.
-    fn placed(&self) -> Result<(), String> {
+    /// As [`Run::placed`], and nothing more is begun.
+    fn paused(&self) -> Result<(), String> {
+        match self.placement()?.is_paused() {
+            true => self.placed(),
+            false => Err("it is not paused".to_owned()),
+        }
+    }
+
+    /// What placement's leader knows.
+    fn placement(&self) -> Result<Arc<PlacementState>, String> {
         let led = self.led()?;
         let (leader, _) = led
             .get(&GroupId::Placement)
@@ -656,11 +669,13 @@ impl Run {
             group.is_ok_and(|group| group.replica() == *leader)
         });
         let (_, driver) = driver.ok_or("placement's leader is not open")?;
-        let state = driver
-            .registry
-            .placement()
-            .ok_or("it has no state")?
-            .state();
+        let reader = driver.registry.placement();
+        Ok(reader.ok_or("it has no state")?.state())
+    }
+
+    /// Nothing is being done, and each shard has as many replicas as its rule says and there are nodes.
+    fn placed(&self) -> Result<(), String> {
+        let (led, state) = (self.led()?, self.placement()?);
         if let Some((operator, _)) = state.operators().next() {
             return Err(format!("under way: {operator}"));
         }
