@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use clap::Parser;
 use cluster::Cluster;
@@ -42,6 +43,8 @@ const WRITERS: u64 = 4;
 const NODES: usize = 3;
 const JOINING: usize = 2;
 const PAUSE: Duration = Duration::from_millis(500);
+/// A put that takes longer is told of when it is done, to be looked for in the nodes' logs.
+const SLOW: Duration = Duration::from_secs(1);
 /// Of the mean, in hundredths: how far a node's bytes may be off.
 const OFF_MAX: u64 = 15;
 
@@ -217,10 +220,14 @@ impl Writer {
                 break;
             }
             let (key, value) = step(&mut self);
-            let sent = Instant::now();
+            let (sent, name) = (Instant::now(), key.clone());
             match self.kv.put(key, value, WriteOptions::default()).await {
                 Ok(_) => tally.done(Action::Put, sent.elapsed()),
                 Err(error) => tally.failed(error),
+            }
+            if sent.elapsed() > SLOW {
+                let at = humantime::format_rfc3339_millis(SystemTime::now());
+                println!("{at}: {name:?} took {:.1?}", sent.elapsed());
             }
         }
         (self, tally)

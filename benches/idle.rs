@@ -30,6 +30,10 @@ struct Args {
     /// How many
     #[arg(long, default_value_t = 1_000)]
     shards: u64,
+    /// Milliseconds between the heartbeats of a shard's leader; otherwise the nodes' default. The longer, the more of
+    /// what is left is what placement costs
+    #[arg(long, value_name = "MS")]
+    heartbeat: Option<u64>,
     /// How long it is looked
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     window: Duration,
@@ -42,7 +46,7 @@ struct Args {
 async fn main() -> Result<(), Failed> {
     let args = Args::parse();
     let dir = tempfile::tempdir()?;
-    let cluster = Cluster::start(dir.path().to_owned(), NODES).await?;
+    let cluster = Cluster::start_with(dir.path().to_owned(), NODES, pace(args.heartbeat)).await?;
     let admin = Admin::new(cluster.sender());
     let merge_bytes = Arrangement::SetSetting {
         name: "merge_bytes".to_owned(),
@@ -69,6 +73,18 @@ async fn main() -> Result<(), Failed> {
         println!("n{}: {:.1} % of a core", node + 1, share * 100.0);
     }
     Ok(())
+}
+
+/// Elections wait for as many heartbeats as they do by default.
+fn pace(heartbeat: Option<u64>) -> Vec<String> {
+    let Some(heartbeat) = heartbeat else {
+        return Vec::new();
+    };
+    vec![
+        format!("--heartbeat-interval={heartbeat}ms"),
+        format!("--election-timeout-min={}ms", heartbeat * 3),
+        format!("--election-timeout-max={}ms", heartbeat * 9 / 2),
+    ]
 }
 
 /// Returns when every shard is reported and nothing is under way.

@@ -33,11 +33,21 @@ pub struct Cluster {
 impl Cluster {
     /// So many nodes with their data below `dir`, formed and ready.
     pub async fn start(dir: PathBuf, nodes: usize) -> Result<Cluster, Failed> {
+        Cluster::start_with(dir, nodes, Vec::new()).await
+    }
+
+    /// The same, with further arguments for each node.
+    pub async fn start_with(
+        dir: PathBuf,
+        nodes: usize,
+        arguments: Vec<String>,
+    ) -> Result<Cluster, Failed> {
+        let log = "--log=info,openraft=warn".to_owned();
         let processes = Processes::new(Options {
             binary: PathBuf::from(env!("CARGO_BIN_EXE_quorate")),
             nodes,
             dir,
-            arguments: vec!["--log=info,openraft=warn".to_owned()],
+            arguments: [vec![log], arguments].concat(),
         })?;
         let mut cluster = Cluster {
             nodes: Nodes::new(),
