@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use clap::Parser;
 use cluster::Cluster;
@@ -28,9 +28,9 @@ use quorate::client::Admin;
 use quorate::client::Kv;
 use quorate::client::kv::ScanOptions;
 use quorate::client::kv::WriteOptions;
+use quorate::env::clock::Clock;
 use quorate::types::Key;
 use quorate::types::KeyRange;
-use quorate::types::NodeId;
 use quorate::types::Value;
 use quorate::types::overview::Arrangement;
 use quorate::types::overview::Overview;
@@ -226,7 +226,8 @@ impl Writer {
                 Err(error) => tally.failed(error),
             }
             if sent.elapsed() > SLOW {
-                let at = humantime::format_rfc3339_millis(SystemTime::now());
+                let at = UNIX_EPOCH + Duration::from_millis(Clock::system().wall_ms());
+                let at = humantime::format_rfc3339_millis(at);
                 println!("{at}: {name:?} took {:.1?}", sent.elapsed());
             }
         }
