@@ -206,9 +206,17 @@ fn split(records: &Records) {
         "the split ended with {}",
         said(&done)
     );
-    let list = quorate(&["shard", "list", "-o", "json"]).output().unwrap();
-    let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
-    assert_eq!(list["shards"].as_array().unwrap().len(), SHARDS, "{list}");
+    // The last one is listed when it has been reported, within a second or two.
+    let deadline = tokio::time::Instant::now() + READY;
+    loop {
+        let list = quorate(&["shard", "list", "-o", "json"]).output().unwrap();
+        let list: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+        match list["shards"].as_array().unwrap().len() {
+            SHARDS => return,
+            _ => assert!(tokio::time::Instant::now() < deadline, "{list}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The import; killed when the test ends before it.

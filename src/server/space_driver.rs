@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream;
 use futures::stream::BoxStream;
+use tokio::time::Instant;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -37,10 +38,12 @@ use crate::wire::request::AppendResponse;
 use crate::wire::request::Channel;
 use crate::wire::request::Route;
 
-/// How often the disk is looked at. What is written between two looks must fit in the reserve.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the disk is looked at. What is written between two looks must fit in a quarter of the reserve.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Who was asked to lead in place of this node has so long to do it.
+const LEAD_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks once a second at the room on this node's disk and the others', sets room aside, and gives the
+/// Looks all the time at the room on this node's disk and the others', sets room aside, and gives the
 /// lead to somebody else where there is too little.
 pub(super) fn watch(
     stores: &Stores,
@@ -55,7 +58,7 @@ pub(super) fn watch(
     let (members, channel) = (Arc::clone(members), Arc::clone(channel));
     tasks.spawn("space", move |stop: CancellationToken| async move {
         let mut ticks = interval(LOOK_INTERVAL);
-        let mut asked = BTreeMap::new();
+        let (mut asked, mut next) = (BTreeMap::new(), Instant::now());
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let (looked, engine, wanted) = (path.clone(), engine.clone(), space.to_set_aside());
             let files = Arc::clone(&files);
@@ -75,7 +78,9 @@ pub(super) fn watch(
             space.found_others(others.iter().any(lacks));
             match space.room() {
                 Room::Enough => asked.clear(),
+                Room::Short | Room::Full if Instant::now() < next => {}
                 Room::Short | Room::Full => {
+                    next = Instant::now() + LEAD_INTERVAL;
                     lead_elsewhere(&registry, &channel, here, &mut asked).await;
                 }
             }
