@@ -48,7 +48,7 @@ async fn an_index_imported_under_kills_of_the_leader_comes_out_as_it_went_in() {
     );
 
     let mut containers = Containers::up_on(None);
-    split(&records);
+    split(&records).await;
     let import = quorate(&["import", "--rate", RECORDS_PER_SECOND])
         .arg(&input)
         .spawn();
@@ -193,7 +193,7 @@ impl Volumes {
 }
 
 /// Cuts the one shard into [`SHARDS`] with about as many records each.
-fn split(records: &Records) {
+async fn split(records: &Records) {
     let each = records.len() / SHARDS;
     let firsts = records.keys().step_by(each).skip(1).take(SHARDS - 1);
     let mut split = quorate(&["shard", "split"]);
@@ -215,7 +215,7 @@ fn split(records: &Records) {
             SHARDS => return,
             _ => assert!(tokio::time::Instant::now() < deadline, "{list}"),
         }
-        std::thread::sleep(Duration::from_millis(100));
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
