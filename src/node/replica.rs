@@ -266,7 +266,8 @@ impl Replica {
 
     /// Whether a cut that the scan begins here would have the stamp of a write of long ago. The next write would
     /// leave the scan little time, or none: what is kept of the past is counted back from there. A leader raises
-    /// the stamp before it begins such a cut, at most once in a tenth of that time.
+    /// the stamp before it begins such a cut: once in a tenth of that time, and once for each of those that begin
+    /// at one moment.
     pub fn would_age(&self, scan: &Scan) -> bool {
         let row = self.reader.row();
         let age_ms = self

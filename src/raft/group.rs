@@ -155,7 +155,7 @@ pub(super) struct Inner {
     /// When its leader's last message came.
     heard: Mutex<Instant>,
     /// Nothing more is applied here.
-    pub(super) ended: CancellationToken,
+    ended: CancellationToken,
     /// Kept until it was awaited.
     supervisor: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }

@@ -23,7 +23,6 @@ use crate::env::tasks;
 use crate::error::Error;
 use crate::error::Result;
 use crate::raft::Group;
-use crate::raft::Leadership;
 use crate::raft::convert;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
@@ -106,20 +105,8 @@ impl Group {
         }
     }
 
-    /// Asks one after the other until this replica leads no more in the term.
+    /// Asks one after the other until this replica leads no more in the term, or has stopped.
     async fn see_through(self, term: u64, successors: Vec<Replica>) {
-        let led = Leadership::Leading { term };
-        let mut leadership = self.leadership();
-        tokio::select! {
-            biased;
-            _ = leadership.wait_for(|now| *now != led) => {}
-            () = self.inner.ended.cancelled() => {}
-            () = self.ask_in_turn(term, &successors) => {}
-        }
-    }
-
-    /// Returns when this replica does not lead in the term any more, or is being reopened.
-    async fn ask_in_turn(&self, term: u64, successors: &[Replica]) {
         for successor in successors.iter().cycle() {
             sleep(ELECTED_WITHIN).await;
             let Ok(take) = self.offer(term, successor.id).await else {

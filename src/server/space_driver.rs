@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream;
 use futures::stream::BoxStream;
 use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -43,7 +44,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Who was asked to lead in place of this node has so long to do it.
 const LEAD_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looks all the time at the room on this node's disk and the others', sets room aside, and gives the
+/// Looks ten times a second at the room on this node's disk and the others', sets room aside, and gives the
 /// lead to somebody else where there is too little.
 pub(super) fn watch(
     stores: &Stores,
@@ -58,6 +59,7 @@ pub(super) fn watch(
     let (members, channel) = (Arc::clone(members), Arc::clone(channel));
     tasks.spawn("space", move |stop: CancellationToken| async move {
         let mut ticks = interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut asked, mut next) = (BTreeMap::new(), Instant::now());
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let (looked, engine, wanted) = (path.clone(), engine.clone(), space.to_set_aside());
