@@ -241,6 +241,22 @@ async fn after_the_first_answer_the_leader_is_asked_and_a_new_one_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reader_follows_the_leader_though_whoever_led_goes_on_to_answer() {
+    let cluster = Cluster::new();
+    let kv = kv(&cluster, "n1:7400");
+    for _ in 0..3 {
+        get(&kv, "a").await.unwrap();
+    }
+    assert_eq!(cluster.take_calls(), "n1 get n1 status n1 get n1 get");
+    cluster.state().leader = Some(3);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..3 {
+        get(&kv, "a").await.unwrap();
+    }
+    assert_eq!(cluster.take_calls(), "n1 get n1 status n3 get n3 get");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_is_tried_again_at_the_same_node_after_the_time_it_asked_for() {
     let cluster = Cluster::new();
     let full = Error::Overloaded {

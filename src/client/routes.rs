@@ -151,8 +151,8 @@ impl Routes {
         self.shards.learn(shard);
     }
 
-    /// Learns from an answer who leads. False when the answering replica is not known: then a status
-    /// would tell.
+    /// Learns from an answer who leads. False when the answering replica is not known, or only follows where
+    /// it was taken for the leader or nobody was: then a status would tell.
     pub fn answered(&mut self, answered: &Answered) -> bool {
         let replica = self.shards.get(answered.shard).and_then(|shard| {
             let mut replicas = shard.replicas.iter();
@@ -161,11 +161,14 @@ impl Routes {
         let Some(node) = replica.map(|replica| replica.node) else {
             return false;
         };
-        if answered.leader {
-            let group = GroupId::Shard(answered.shard);
-            self.leads.entry(group).or_default().leader = Some(node);
-        }
-        true
+        let group = GroupId::Shard(answered.shard);
+        let leader = &mut self.leads.entry(group).or_default().leader;
+        // A follower answers too, for a round trip more: it must not stay the leader here for that.
+        *leader = match answered.leader {
+            true => Some(node),
+            false => leader.filter(|known| *known != node),
+        };
+        leader.is_some()
     }
 
     /// Whether the shard that is known at this place is the one that has answered. It is not when that has
@@ -328,6 +331,19 @@ mod tests {
         routes.redirected(SHARD, Some(NodeId(1)));
         assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n1:7400");
         assert!(!routes.answered(&answered(99, true)), "a new replica");
+    }
+
+    #[test]
+    fn a_leader_that_only_follows_now_is_forgotten_and_the_next_is_asked_for() {
+        let mut routes = routes();
+        routes.observe(&status(1, None));
+        assert!(!routes.answered(&answered(11, false)), "nobody is known");
+        routes.observe(&status(1, Some(2)));
+        assert!(routes.answered(&answered(11, false)));
+        assert!(!routes.answered(&answered(12, false)));
+        assert_eq!(routes.leader_of(SHARD, 0), None);
+        routes.observe(&status(2, Some(3)));
+        assert_eq!(routes.leader_of(SHARD, 0).unwrap(), "n3:7400");
     }
 
     #[test]

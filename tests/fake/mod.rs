@@ -364,6 +364,7 @@ impl State {
             Request::Get(get) => {
                 check_key(&get.key)?;
                 let answered = self.answered(Anchor::At(&get.key))?;
+                let answered = self.read_by(node, answered);
                 Ok(Response::Get(self.data.get(&get.key).cloned(), answered))
             }
             Request::BatchGet(get) => {
@@ -372,7 +373,9 @@ impl State {
                 let shards = get.keys.iter().map(|key| self.shard_at(Anchor::At(key)));
                 let shards: BTreeSet<usize> = shards.collect();
                 let answered = shards.into_iter().map(|at| self.answered_by(at));
-                Ok(Response::BatchGet(found, answered.collect::<Result<_>>()?))
+                let answered: Vec<Answered> = answered.collect::<Result<_>>()?;
+                let answered = answered.into_iter().map(|it| self.read_by(node, it));
+                Ok(Response::BatchGet(found, answered.collect()))
             }
             Request::Scan(scan) => {
                 for at in self.cuts.remove(&self.pages).unwrap_or_default() {
@@ -450,6 +453,19 @@ impl State {
             timestamp: self.stamp,
             as_of: self.stamp,
         })
+    }
+
+    /// What a node reads from its own replica, where it has one, and whether or not that leads.
+    fn read_by(&self, node: u64, by_leader: Answered) -> Answered {
+        let shards = self.shards.iter();
+        let mut shard = shards.filter(|shard| shard.id == by_leader.shard);
+        let own = shard.find_map(|shard| shard.replica_on(NodeId(node)));
+        let replica = own.map_or(by_leader.replica, |own| own.id);
+        Answered {
+            leader: replica == by_leader.replica,
+            replica,
+            ..by_leader
+        }
     }
 
     fn check_one_shard(&self, operations: &[Operation]) -> Result<()> {
