@@ -45,7 +45,7 @@ const JOINING: usize = 2;
 const PAUSE: Duration = Duration::from_millis(500);
 /// A put that takes longer is told of when it is done, to be looked for in the nodes' logs.
 const SLOW: Duration = Duration::from_secs(1);
-/// Of the mean, in hundredths: how far a node's bytes may be off.
+/// Of the mean, in hundredths: how far a node's bytes may be off, and its leaders where that is more than one.
 const OFF_MAX: u64 = 15;
 
 #[derive(Parser)]
@@ -315,12 +315,21 @@ fn is_settled(overview: &Overview, nodes: usize) -> Result<(), String> {
         }
     }
     let shares = overview.shares();
-    let mean = shares.values().map(|share| share.bytes).sum::<u64>() / nodes as u64;
-    let mut bytes = shares.values().map(|share| share.bytes);
-    match shares.len() == nodes && bytes.all(|bytes| bytes.abs_diff(mean) * 100 <= mean * OFF_MAX) {
+    let bytes = shares.values().map(|share| share.bytes);
+    let leaders = shares.values().map(|share| share.leaders as u64);
+    match shares.len() == nodes && is_even(bytes, 0) && is_even(leaders, 1) {
         true => Ok(()),
         false => Err(format!("bytes and leaders are {shares:?}")),
     }
+}
+
+/// Whether each is as near to the mean as is asked for, or this near.
+fn is_even(shares: impl Iterator<Item = u64> + Clone, near: u64) -> bool {
+    let (sum, count) = (shares.clone().sum::<u64>(), shares.clone().count() as u64);
+    let off_max = (sum * OFF_MAX / 100).max(near * count);
+    shares
+        .map(|share| (share * count).abs_diff(sum))
+        .all(|off| off <= off_max)
 }
 
 fn show_shares(overview: &Overview) {
