@@ -259,7 +259,8 @@ impl Host {
         let JoinRequest { token, newcomer } = join;
         if *token != self.formed.token {
             let reason = format!(
-                "cluster {} was formed with another --initial-cluster-token than {token:?}: check that --join names the                  cluster that you mean, and give its token",
+                "cluster {} was formed with another --initial-cluster-token than {token:?}: check that --join names the \
+                 cluster that you mean, and give its token",
                 self.formed.cluster
             );
             return Err(Error::invalid("token", reason));

@@ -93,7 +93,7 @@ fn node(node: &NodeOverview) -> Json {
         "health": node.health,
         "duty": node.duty.to_string(),
         "role": report.map(|report| report.role).unwrap_or_default().to_string(),
-        "labels": report.map(|report| &report.labels),
+        "labels": report.map(|report| report.labels.clone()).unwrap_or_default(),
         "used_bytes": report.map_or(0, |report| report.used_bytes),
         "capacity_bytes": report.map_or(0, |report| report.capacity_bytes),
         "silent_ms": report.map(|_| milliseconds(node.silent_for)),
@@ -142,7 +142,6 @@ fn operator(operator: &OperatorOverview) -> Json {
         "progress": operator.progress,
         "step": step,
         "bytes": operator.bytes,
-        "planned_ms": Json::Null,
         "expires_ms": operator.expires.wall_ms(),
     })
 }
@@ -335,6 +334,11 @@ mod tests {
         let shown = explanation(&explained);
         assert_eq!(shown["start"].as_str().unwrap().len(), 2_048);
         assert_eq!(shown["findings"][0]["text"], "no node");
+        // One that has not reported yet since another node leads placement, or never will again.
+        let mut silent = overview(Vec::new());
+        silent.nodes[0].report = None;
+        let shown = picture(&silent, ClusterId([7; 16]), NodeId(3));
+        assert_eq!(shown["nodes"][0]["labels"], json!({}));
     }
 
     #[test]

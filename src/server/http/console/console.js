@@ -263,10 +263,13 @@ async function poll() {
   } catch (error) {
     page.failure = failureText(error);
   }
-  if (document.hidden) page.renderPending = true;
-  else render();
-  const taken = performance.now() - began;
-  setTimeout(poll, Math.max(POLL_PAUSE_MIN_MS, POLL_INTERVAL_MS - taken));
+  try {
+    if (document.hidden) page.renderPending = true;
+    else render();
+  } finally {
+    const taken = performance.now() - began;
+    setTimeout(poll, Math.max(POLL_PAUSE_MIN_MS, POLL_INTERVAL_MS - taken));
+  }
 }
 
 function failureText(error) {
@@ -511,13 +514,11 @@ function totalsOf(picture) {
 }
 
 function placementWord(picture) {
-  if (picture.placementLeader === null) return 'no leader';
   return picture.paused ? 'paused' : 'running';
 }
 
 function placementText(picture) {
-  const { placementLeader } = picture;
-  return placementLeader === null ? 'nothing is planned' : `led by ${nodeNameText(placementLeader)}`;
+  return `led by ${nodeNameText(picture.placementLeader)}`;
 }
 
 function renderStatus() {
@@ -692,17 +693,14 @@ function createOperator(shard) {
     reason: element('bdi'),
     step: element('span', 'soft'),
     time: element('span', 'soft'),
-    meter: element('span', 'meter thin', element('span', 'fill')),
   };
   operator.shard.type = 'button';
   operator.shard.addEventListener('click', () => selectAndShow(shard));
-  operator.meter.setAttribute('aria-hidden', 'true');
   operator.root = element('li', 'operator',
     element('p', '', operator.shard, ' ', operator.action),
     element('p', 'reason', operator.reason),
     element('p', '', operator.step),
-    element('p', '', operator.time),
-    operator.meter);
+    element('p', '', operator.time));
   return operator;
 }
 
@@ -720,9 +718,6 @@ function fillOperator(entry, operator) {
   setText(entry.reason, `${plain(operator.aim)}: ${plain(operator.reason)}`);
   setText(entry.step, stepText(operator));
   setText(entry.time, operatorTimeText(operator));
-  const life = operator.expires_ms - (operator.planned_ms ?? operator.expires_ms);
-  const share = life > 0 ? (page.picture.at - operator.planned_ms) / life : 0;
-  setStyle(entry.meter.firstChild, 'inline-size', `${(Math.min(1, Math.max(0, share)) * 100).toFixed(1)}%`);
 }
 
 function stepText(operator) {
@@ -734,9 +729,7 @@ function stepText(operator) {
 
 function operatorTimeText(operator) {
   const left = operator.expires_ms - page.picture.at;
-  const expiry = left > 0 ? `expires in ${durationText(left)}` : 'has expired';
-  if (operator.planned_ms === null) return expiry;
-  return `${durationText(page.picture.at - operator.planned_ms)} old, ${expiry}`;
+  return left > 0 ? `expires in ${durationText(left)}` : 'has expired';
 }
 
 // ---------------------------------------------------------------- the strip of shards
