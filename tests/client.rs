@@ -257,6 +257,18 @@ async fn a_reader_follows_the_leader_though_whoever_led_goes_on_to_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_a_shard_is_that_the_node_asked_has_not_is_learned_from_what_it_has_heard() {
+    let cluster = Cluster::new();
+    cluster.add_node();
+    let kv = kv(&cluster, "n4:7400");
+    for _ in 0..3 {
+        get(&kv, "a").await.unwrap();
+    }
+    let calls = "n4 get n4 status n4 locate n1 get n1 get";
+    assert_eq!(cluster.take_calls(), calls);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_queue_is_tried_again_at_the_same_node_after_the_time_it_asked_for() {
     let cluster = Cluster::new();
     let full = Error::Overloaded {

@@ -14,6 +14,7 @@ use crate::types::key::Anchor;
 use crate::types::request::Answered;
 use crate::types::shard::ShardDescriptor;
 use crate::wire::request::NodeStatus;
+use crate::wire::request::ShardRoute;
 
 const AVOID_MS_FIRST: u64 = 1_000;
 /// A node may advertise an address that this client can never reach: it is tried once a minute.
@@ -151,6 +152,18 @@ impl Routes {
         self.shards.learn(shard);
     }
 
+    /// Learns where a shard is from a node that has heard of it, and who leads it if nobody better has said so.
+    pub fn located(&mut self, route: ShardRoute) {
+        let lead = self.leads.entry(route.shard.id.group()).or_default();
+        lead.leader = lead.leader.or(route.leader);
+        self.learn(route.shard);
+    }
+
+    /// Whether any node has said who belongs to its cluster.
+    pub fn knows_members(&self) -> bool {
+        !self.learned.is_empty()
+    }
+
     /// Learns from an answer who leads. False when the answering replica is not known, or only follows where
     /// it was taken for the leader or nobody was: then a status would tell.
     pub fn answered(&mut self, answered: &Answered) -> bool {
@@ -173,9 +186,8 @@ impl Routes {
 
     /// Whether the shard that is known at this place is the one that has answered. It is not when that has
     /// absorbed it: then a status would tell.
-    pub fn meant(&self, place: Option<Anchor<'_>>, answers: &[Answered]) -> bool {
-        let shard = place.and_then(|place| self.shard_at(place));
-        match (shard, answers) {
+    pub fn meant(&self, place: Anchor<'_>, answers: &[Answered]) -> bool {
+        match (self.shard_at(place), answers) {
             (Some(shard), [answer]) => shard.id == answer.shard,
             (Some(_), _) | (None, _) => true,
         }
@@ -303,7 +315,7 @@ mod tests {
     #[test]
     fn an_answer_of_another_shard_than_the_known_one_shows_that_more_is_to_be_learned() {
         let mut routes = routes();
-        let place = Some(Anchor::At(b"k"));
+        let place = Anchor::At(b"k");
         assert!(
             routes.meant(place, &[answered(11, true)]),
             "nothing known yet"
@@ -315,7 +327,6 @@ mod tests {
             ..answered(11, true)
         };
         assert!(!routes.meant(place, &[absorber]));
-        assert!(routes.meant(None, &[absorber]));
     }
 
     #[test]

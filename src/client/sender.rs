@@ -21,8 +21,10 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::types::ClusterId;
 use crate::types::GroupId;
+use crate::types::Key;
 use crate::types::KeyRange;
 use crate::types::RequestId;
+use crate::types::key::Anchor;
 use crate::types::request::Answered;
 use crate::types::request::ReadKind;
 use crate::types::request::WriteOutcome;
@@ -70,9 +72,10 @@ pub struct Sender {
     ids: Arc<RequestIds>,
     started: Instant,
     routes: Mutex<Routes>,
-    /// Where an answer came from of a replica that the routes do not know. The next request asks there
-    /// first: the one that is answered already is not held up, and a client with one request never asks.
-    knows_more: Mutex<Option<String>>,
+    /// Where an answer came from of a replica that the routes do not know, and the key that it was about. The next
+    /// request asks there first: the one that is answered already is not held up, and a client with one request
+    /// never asks.
+    knows_more: Mutex<Option<(String, Option<Key>)>>,
     last_learned_ms: Mutex<Option<u64>>,
 }
 
@@ -242,12 +245,22 @@ impl Sender {
     /// Learns where shards are, if an answer has shown that this is not known well, and if there is
     /// time for it until `end`. Cancel-safe.
     async fn refresh(&self, end: Instant) {
-        let Some(address) = lock(&self.knows_more).take() else {
+        let Some((address, key)) = lock(&self.knows_more).take() else {
             return;
         };
-        let is_time = end.saturating_duration_since(Instant::now()) > LEARN_DEADLINE;
-        if self.may_learn_now() && is_time {
-            self.learn(&address).await;
+        let is_time = || end.saturating_duration_since(Instant::now()) > LEARN_DEADLINE;
+        if !self.may_learn_now() || !is_time() {
+            return;
+        }
+        self.learn(&address).await;
+        // A node tells of the replicas that it has; of the others it has heard.
+        let now_ms = self.now_ms();
+        let is_unknown = |key: &Key| {
+            let leader = self.with_routes(|routes| routes.leader_at(Anchor::At(key), now_ms));
+            leader.is_none()
+        };
+        if let Some(key) = key.filter(|key| is_time() && is_unknown(key)) {
+            self.locate(&address, key).await;
         }
     }
 
@@ -275,6 +288,16 @@ impl Sender {
         }
     }
 
+    /// As [`Sender::learn`].
+    async fn locate(&self, address: &str, key: Key) {
+        let answer = self
+            .attempt(address, &Request::Locate(key), LEARN_DEADLINE)
+            .await;
+        if let Ok(Response::Locate(route)) = answer {
+            self.with_routes(|routes| routes.located(route));
+        }
+    }
+
     fn note_answer(&self, address: &str, request: &Request, response: &Response) {
         let known = self.with_routes(|routes| {
             routes.reached(address);
@@ -288,13 +311,20 @@ impl Sender {
             // All are looked at: each teaches who leads, also behind one that is not known.
             let answers = answered(response).iter();
             let unknown = answers.filter(|answer| !routes.answered(answer)).count();
-            unknown == 0 && routes.meant(request.anchor(), answered(response))
+            match request.anchor() {
+                Some(anchor) => unknown == 0 && routes.meant(anchor, answered(response)),
+                // Where it goes does not depend on the shards.
+                None => unknown == 0 || routes.knows_members(),
+            }
         });
         // A leader's clock is the one that stamps; a follower's may be far behind.
         let leaders = answered(response).iter().filter(|answered| answered.leader);
         leaders.for_each(|answered| self.ids.observe(answered.timestamp));
         if !known {
-            *lock(&self.knows_more) = Some(address.to_string());
+            let key = request
+                .anchor()
+                .map(|anchor| Key::from(anchor.key().into_owned()));
+            *lock(&self.knows_more) = Some((address.to_string(), key));
         }
     }
 
@@ -345,7 +375,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The group that a request names; shards that are found by a key are found by the routes.
 /// Whether only placement's leader answers, and says itself that something is not there. A node without a replica
 /// says so of the group when another request names it, and that is no answer.
 fn is_about_placement(request: &Request) -> bool {
@@ -355,6 +384,7 @@ fn is_about_placement(request: &Request) -> bool {
     )
 }
 
+/// The group that a request names; shards that are found by a key are found by the routes.
 fn group_of(request: &Request) -> Option<GroupId> {
     match request {
         Request::TransferLeader(transfer) => Some(transfer.group),

@@ -63,6 +63,7 @@ use quorate::wire::request::Response;
 use quorate::wire::request::Route;
 use quorate::wire::request::Scan;
 use quorate::wire::request::Service;
+use quorate::wire::request::ShardRoute;
 use quorate::wire::request::SnapshotHeader;
 
 /// Where the cluster's clock stands at the start.
@@ -302,6 +303,7 @@ impl State {
             Request::ListKeyspaces => "keyspaces",
             Request::Within(_) => "within",
             Request::Arrange(_) => "arrange",
+            Request::Locate(_) => "locate",
             _ => "other",
         };
         self.calls.push(format!("n{node} {kind}"));
@@ -411,6 +413,11 @@ impl State {
                 }
                 let (left, right) = self.split(split.at)?;
                 Ok(Response::SplitShard { left, right })
+            }
+            Request::Locate(key) => {
+                let shard = self.shards[self.shard_at(Anchor::At(&key))].clone();
+                let leader = self.leader_of(shard.id).map(NodeId);
+                Ok(Response::Locate(ShardRoute { shard, leader }))
             }
             Request::Overview(query) => self.overview(query),
             Request::Explain(shard) => self.explain(shard),

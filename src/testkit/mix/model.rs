@@ -122,7 +122,9 @@ impl Model {
                 Ok(Response::BatchGet(found.collect(), vec![ANSWERED]))
             }
             Request::Scan(scan) => Ok(Response::Scan(state.page(&scan))),
-            Request::Status(_) => Err(Error::unavailable("model", "has no status")),
+            Request::Status(_) | Request::Locate(_) => {
+                Err(Error::unavailable("model", "knows no shards"))
+            }
             other => panic!("the mix does not ask {other:?}"),
         }
     }
