@@ -387,9 +387,9 @@ fn a_handover_that_nobody_takes_ends_and_no_read_around_it_is_stale() {
             stage.put(&[1], "key", 1, 0).await;
             stage.agree(&[1, 2, 3]).await;
             // It does not hear that it is to lead; or it does, and nobody hears from it.
-            stage.wires.cut_ways(&[2], &[1, 3]);
+            stage.wires.cut_ways_before_a_handover(&[2], &[1, 3]);
             if ways == 2 {
-                stage.wires.cut_ways(&[1, 3], &[2]);
+                stage.wires.cut_ways_before_a_handover(&[1, 3], &[2]);
             }
             let answered = Arc::new(AtomicU64::new(1));
             let reads = Arc::new(AtomicU64::new(0));

@@ -819,6 +819,7 @@ fn one_of_each_request() -> Vec<Request> {
         vote: vote(3),
         to: ReplicaId(2),
         last: position(2),
+        only_asked: true,
     };
     let shard = GroupId::Shard(ShardId(5));
     let create = |replica| {

@@ -150,11 +150,14 @@ impl Group {
             .map_err(|fatal| self.inner.stopped(&fatal))
     }
 
-    /// The leader asks this replica to lead, or tells it whom it has asked. False when this one is asked
-    /// and cannot yet, or holds back.
+    /// The leader asks this replica to lead, or whether it would, or tells it whom it has asked. False when this
+    /// one is asked and cannot yet, or holds back.
     pub async fn take_lead(&self, take: TakeLead) -> Result<bool> {
         if take.to == self.replica() && self.inner.holds_back() {
             return Ok(false);
+        }
+        if take.only_asked {
+            return Ok(true);
         }
         let vote = convert::to_raft_vote(take.vote);
         let request = TransferLeaderRequest::new(vote, take.to, take.last.map(convert::to_log_id));

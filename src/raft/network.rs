@@ -30,7 +30,9 @@ use openraft::raft::TransferLeaderRequest;
 use openraft::raft::TransferLeaderResponse;
 use openraft::raft::VoteRequest;
 use openraft::raft::VoteResponse;
+use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio::time::sleep_until;
 
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
@@ -167,7 +169,7 @@ impl Sender {
     }
 }
 
-/// Unreachable makes the library wait before it tries again; anything else is tried again at once.
+/// Unreachable makes the library wait before it tries again; of other failures it bears some before it does.
 fn to_rpc_error(error: Error) -> RPCError<TypeConfig> {
     match error {
         Error::Timeout { .. } | Error::Unknown { .. } => {
@@ -295,25 +297,32 @@ impl RaftNetworkV2<TypeConfig> for Sender {
             membership: applied.membership,
         };
         let _held = self.outgoing.hold(header.position);
-        let sent = self.service.snapshot(header, chunks(source, &self.pace));
+        let sent = async {
+            let _turn = self.pace.turn().await;
+            let (taken, last) = watch::channel(Instant::now());
+            let sent = self
+                .service
+                .snapshot(header, chunks(source, &self.pace, taken));
+            let sent = tokio::time::timeout(option.hard_ttl(), sent);
+            tokio::select! {
+                sent = sent => sent.unwrap_or_else(|_| Err(timed_out(option.hard_ttl()))),
+                () = stalled(last) => Err(timed_out(STALL_MAX)),
+            }
+        };
         let answer = tokio::select! {
             biased;
             closed = cancel => return Err(closed.into()),
-            answer = tokio::time::timeout(option.hard_ttl(), sent) => answer,
+            answer = sent => answer,
         };
         match answer {
-            Ok(Ok(vote)) => {
+            Ok(vote) => {
                 metrics::snapshot_done(SnapshotWay::Sent);
                 Ok(SnapshotResponse::new(convert::to_raft_vote(vote)))
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 self.introducer.refused(&error).await;
                 Err(to_rpc_error(error).into())
             }
-            Err(_) => Err(
-                RPCError::<TypeConfig>::Unreachable(Unreachable::from_string("snapshot timed out"))
-                    .into(),
-            ),
         }
     }
 
@@ -326,6 +335,7 @@ impl RaftNetworkV2<TypeConfig> for Sender {
             vote: convert::to_vote(req.from_leader()),
             to: *req.to_node_id(),
             last: req.last_log_id().map(convert::to_position),
+            only_asked: false,
         };
         match self
             .call(Request::TakeLead(self.route, take), &option)
@@ -359,6 +369,8 @@ async fn beat(
 
 /// How long the log behind a snapshot is kept after it was sent: the receiver goes on from there.
 const OUTGOING_LINGER: Duration = Duration::from_secs(30);
+/// For so long a receiver may take nothing of a snapshot, or install what it has taken.
+const STALL_MAX: Duration = Duration::from_secs(120);
 
 /// Positions of the snapshots that are being sent or were sent just now. The log behind them is not purged,
 /// or the receiver would need another snapshot as soon as it has this one, for as long as writes go on.
@@ -411,19 +423,41 @@ impl Drop for HeldOutgoing {
     }
 }
 
-/// Reads a snapshot's chunks, each on a thread that may block, as fast as they are taken and the node may send.
+/// Nobody takes more of a snapshot, or installs it: it must not keep its turn from others.
+fn timed_out(after: Duration) -> Error {
+    Error::unavailable(
+        "the receiver of a snapshot",
+        format!("it was not done within {} s", after.as_secs()),
+    )
+}
+
+/// Returns when nothing was taken for too long.
+async fn stalled(last: watch::Receiver<Instant>) {
+    loop {
+        let taken = *last.borrow();
+        sleep_until(taken + STALL_MAX).await;
+        if *last.borrow() == taken {
+            return;
+        }
+    }
+}
+
+/// Reads a snapshot's chunks, each on a thread that may block, as fast as they are taken and the node may send; notes
+/// when one was taken last.
 fn chunks(
     source: Box<dyn SnapshotSource>,
     pace: &Arc<Pace>,
+    taken: watch::Sender<Instant>,
 ) -> BoxStream<'static, Result<Bytes, Error>> {
     let pace = Arc::clone(pace);
-    stream::unfold(Some((source, pace)), |sending| async move {
-        let (mut source, pace) = sending?;
+    stream::unfold(Some((source, pace, taken)), |sending| async move {
+        let (mut source, pace, taken) = sending?;
         let (next, source) = offload(move || (source.next(), source)).await;
+        taken.send_replace(Instant::now());
         match next {
             Ok(Some(chunk)) => {
                 pace.pass(chunk.len()).await;
-                Some((Ok(chunk), Some((source, pace))))
+                Some((Ok(chunk), Some((source, pace, taken))))
             }
             Ok(None) => None,
             Err(error) => Some((

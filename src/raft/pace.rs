@@ -1,23 +1,47 @@
-//! How fast a node sends snapshots: all its groups together, so that clients do not feel it.
+//! How fast a node sends snapshots: all its groups together, so that clients do not feel it. Few are on their way at
+//! once: were a thousand of them sent a little of each in turn, none would arrive before its time is over, and all
+//! would begin anew.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
 
+/// Snapshots that a node sends at once. More wait.
+const SENDING_MAX: usize = 4;
+
 /// Lets so many bytes a second pass. What passes is in the order in which it came.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pace {
+    turns: Semaphore,
     /// 0: as fast as may be.
     bytes_per_second: AtomicU64,
     /// When what has passed by now is paid for.
     free: Mutex<Option<Instant>>,
 }
 
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace {
+            turns: Semaphore::new(SENDING_MAX),
+            bytes_per_second: AtomicU64::new(0),
+            free: Mutex::new(None),
+        }
+    }
+}
+
 impl Pace {
+    /// Returns when one more snapshot may be sent, for as long as what it gives is kept. Cancel-safe.
+    pub async fn turn(&self) -> SemaphorePermit<'_> {
+        let turn = self.turns.acquire().await;
+        turn.expect("nobody closes it")
+    }
+
     /// From now on.
     pub fn set(&self, bytes_per_second: u64) {
         let before = self
@@ -50,7 +74,21 @@ impl Pace {
 mod tests {
     use std::sync::Arc;
 
+    use futures::FutureExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn few_snapshots_are_sent_at_once() {
+        let pace = Pace::default();
+        let mut turns = Vec::new();
+        for _ in 0..SENDING_MAX {
+            turns.push(pace.turn().await);
+        }
+        assert!(pace.turn().now_or_never().is_none());
+        turns.pop();
+        assert!(pace.turn().now_or_never().is_some());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn senders_share_the_rate_and_what_was_not_used_is_lost() {

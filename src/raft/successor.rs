@@ -6,9 +6,10 @@
 //! group would stand still until a follower misses its leader: for a second or more, since whatever the leader still
 //! sends to those that lack entries tells them that it lives.
 //!
-//! So whoever handed over asks again, and the others in turn, until somebody else leads. Two that stand for election
-//! in one term cannot both win, and a message of an earlier term is refused: asking too often costs nothing but a
-//! term.
+//! So a leader first asks whom it has chosen whether it would: one that is quarantined votes and never leads, and a
+//! group that has only such others keeps its leader. And whoever handed over asks again, and the others in turn,
+//! until somebody else leads. Two that stand for election in one term cannot both win, and a message of an earlier
+//! term is refused: asking too often costs nothing but a term.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,25 +35,47 @@ use crate::wire::request::Route;
 use crate::wire::request::TakeLead;
 
 /// Who was asked has so long to be elected; then the next is asked. An election is two syncs and a round trip.
-const ELECTED_WITHIN: Duration = Duration::from_millis(150);
+pub(super) const ELECTED_WITHIN: Duration = Duration::from_millis(150);
 
 impl Group {
-    /// Hands the leadership to the replica on `node`, or to the most up-to-date voter. Returns when it has
-    /// been asked, not when it has happened; when it cannot, another voter leads.
+    /// Hands the leadership to the replica on `node`, or to the most up-to-date voter that would lead. Returns when
+    /// it has been asked, not when it has happened; when it cannot, another voter leads. Costs a round trip before
+    /// the leader stops to propose.
     ///
     /// # Errors
     /// `NotLeader` when this replica does not lead; `Invalid` when there is no such voter; `Unavailable` when it
-    /// does not answer. This replica leads on then.
+    /// does not answer, or holds back from leading. This replica leads on then.
     pub async fn transfer_leader(&self, node: Option<NodeId>) -> Result<()> {
-        let (term, successors) = self.successors(node)?;
-        let first = successors[0].id;
+        let (term, mut successors) = self.successors(node)?;
+        let candidates = match node {
+            Some(_) => &successors[..1],
+            None => &successors[..],
+        };
+        let willing = self.willing(term, candidates).await?;
+        successors[..=willing].rotate_right(1);
         let raft = self.inner.raft();
-        let asked = raft.trigger().transfer_leader(first).await;
+        let asked = raft.trigger().transfer_leader(successors[0].id).await;
         asked.map_err(|fatal| self.inner.stopped(&fatal))?;
         if self.inner.handed_over.swap(term, Ordering::SeqCst) != term {
             tasks::spawn(self.clone().see_through(term, successors));
         }
         Ok(())
+    }
+
+    /// The first that would lead, and not the first that must not.
+    async fn willing(&self, term: u64, candidates: &[Replica]) -> Result<usize> {
+        let mut refused = self.not_leading();
+        for (place, candidate) in candidates.iter().enumerate() {
+            let question = TakeLead {
+                only_asked: true,
+                ..self.offer(term, candidate.id).await?
+            };
+            match self.ask_to_lead(*candidate, question).await {
+                Ok(()) => return Ok(place),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
     }
 
     /// The other voters, in the order in which they are asked to lead, and the term that ends with it.
@@ -128,6 +151,7 @@ impl Group {
                 vote,
                 to,
                 last: state.log_ids.last().map(convert::to_position),
+                only_asked: false,
             })
         });
         let offer = offer.await.map_err(|fatal| self.inner.stopped(&fatal))?;
@@ -150,7 +174,7 @@ impl Group {
         match service.call(call).await? {
             Response::TakeLead(true) => Ok(()),
             Response::TakeLead(false) => {
-                Err(Error::unavailable(successor.id, "it cannot lead now"))
+                Err(Error::unavailable(successor.id, "it does not lead now"))
             }
             other => Err(Error::Internal(format!("asked to lead, got {other:?}"))),
         }

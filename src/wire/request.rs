@@ -613,6 +613,8 @@ pub struct TakeLead {
     pub to: ReplicaId,
     /// What its log must at least hold.
     pub last: Option<Position>,
+    /// It is only asked whether it would.
+    pub only_asked: bool,
 }
 
 /// What comes before the chunks of a snapshot.

@@ -49,6 +49,8 @@ pub struct Wires {
     slow: Mutex<BTreeMap<Link, Duration>>,
     /// How long each chunk of a snapshot takes.
     chunk: Mutex<Duration>,
+    /// What is cut when somebody has said that it would lead.
+    cut_next: Mutex<BTreeSet<Link>>,
     snapshots: Mutex<Vec<(NodeId, SnapshotHeader)>>,
 }
 
@@ -83,6 +85,14 @@ impl Wires {
                 cut.extend(ways.map(|to| (NodeId(*from), NodeId(*to))));
             }
         });
+    }
+
+    /// As [`Wires::cut_ways`], as soon as somebody has said that it would lead, and before it is asked to.
+    pub fn cut_ways_before_a_handover(&self, from: &[u64], to: &[u64]) {
+        let ways = from
+            .iter()
+            .flat_map(|from| to.iter().map(|to| (NodeId(*from), NodeId(*to))));
+        lock(&self.cut_next).extend(ways);
     }
 
     /// These nodes and the other ones do not reach each other any more.
@@ -190,10 +200,16 @@ impl Cable {
             if self.wires.is_cut(self.from, self.to) {
                 return std::future::pending().await;
             }
+            let is_question =
+                matches!(&call.request, Request::TakeLead(_, take) if take.only_asked);
             let answer = self.wires.find(self.to)?.call(call).await;
             sleep(self.wires.way(self.to, self.from)).await;
             if self.wires.is_cut(self.to, self.from) {
                 return std::future::pending().await;
+            }
+            if is_question {
+                let next = std::mem::take(&mut *lock(&self.wires.cut_next));
+                self.wires.cut.send_modify(|cut| cut.extend(next));
             }
             answer
         });

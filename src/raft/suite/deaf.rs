@@ -23,9 +23,11 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::machine::Membership;
 use crate::raft::Group;
+use crate::raft::Leadership;
 use crate::raft::convert;
 use crate::raft::introductions::Introductions;
 use crate::raft::network::Network;
+use crate::raft::successor::ELECTED_WITHIN;
 use crate::raft::suite::group_with;
 use crate::raft::suite::leading;
 use crate::raft::suite::newborn;
@@ -51,9 +53,12 @@ use crate::wire::request::SnapshotHeader;
 use crate::wire::request::VoteResponse;
 
 /// Another voter: it grants every vote, answers heartbeats, never says that it has an entry, and when it is asked
-/// for its term has seen a later leader. When it is offered the lead it says that it takes it, and does not.
+/// for its term has seen a later leader. When it is offered the lead it says that it takes it, and does not; or it
+/// says from the first that it would not.
 #[derive(Clone)]
 struct Deaf {
+    /// The replica that would not lead.
+    holds_back: Option<ReplicaId>,
     offered: mpsc::UnboundedSender<ReplicaId>,
     /// Streams of entries that were opened to it.
     opened: Arc<AtomicU64>,
@@ -84,10 +89,10 @@ impl Service for Deaf {
             }
             Request::Term(_) => Ok(Response::Term(u64::MAX)),
             Request::TakeLead(route, take) => {
-                if take.to == route.to {
+                if take.to == route.to && !take.only_asked {
                     self.offered.send(take.to).unwrap();
                 }
-                Ok(Response::TakeLead(true))
+                Ok(Response::TakeLead(self.holds_back != Some(route.to)))
             }
             other => Err(Error::Internal(format!("{other:?} was asked"))),
         };
@@ -114,6 +119,10 @@ impl Service for Deaf {
 
 /// One that leads beside so many of [`Deaf`], in which term, and what it stands on.
 async fn beside_the_deaf(count: u64) -> (Group, u64, Stand) {
+    beside_the_deaf_of_whom(count, None).await
+}
+
+async fn beside_the_deaf_of_whom(count: u64, holds_back: Option<ReplicaId>) -> (Group, u64, Stand) {
     let (engine, wal, directory) = newborn().await;
     let replicas: Vec<Replica> = (1..=count + 1)
         .map(|number| Replica {
@@ -124,6 +133,7 @@ async fn beside_the_deaf(count: u64) -> (Group, u64, Stand) {
     let members = Membership::of(&replicas);
     let (offered, offers) = mpsc::unbounded_channel();
     let deaf = Arc::new(Deaf {
+        holds_back,
         offered,
         opened: Arc::default(),
     });
@@ -170,11 +180,43 @@ async fn a_leader_that_hands_over_asks_until_another_one_leads() {
         committed: None,
     };
     group.append(beat).await.unwrap();
-    // What asks has its channel no more, nor has the group.
-    group.end().await;
-    drop(group);
-    let closed = async { while stand.offers.recv().await.is_some() {} };
-    tokio::time::timeout(patience, closed).await.unwrap();
+    let mut leadership = group.leadership();
+    let follows = |now: &Leadership| matches!(now, Leadership::Following { .. });
+    leadership.wait_for(follows).await.unwrap();
+    // One offer may have been on its way.
+    while tokio::time::timeout(ELECTED_WITHIN / 2, stand.offers.recv())
+        .await
+        .is_ok()
+    {}
+    let more = tokio::time::timeout(4 * ELECTED_WITHIN, stand.offers.recv()).await;
+    assert!(more.is_err(), "it asks though another one leads");
+}
+
+/// Had it handed over to one that never leads, no write would be taken any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_goes_on_when_whom_it_would_hand_over_to_holds_back() {
+    let second = ReplicaId(2);
+    let (group, term, mut stand) = beside_the_deaf_of_whom(2, Some(second)).await;
+    let refused = async {
+        loop {
+            let error = group.transfer_leader(Some(NodeId(2))).await.unwrap_err();
+            // Before that it has not been heard of.
+            if error.to_string().contains("does not lead now") {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let patience = Duration::from_secs(10);
+    tokio::time::timeout(patience, refused).await.unwrap();
+    let landed = group.propose(term, put(1).encode()).await.unwrap();
+    assert!(stand.offers.try_recv().is_err(), "it was asked to lead");
+    drop(landed);
+    while group.transfer_leader(None).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    let offered = tokio::time::timeout(patience, stand.offers.recv()).await;
+    assert_eq!(offered.unwrap(), Some(ReplicaId(3)));
 }
 
 /// One voter of two is no majority without the other, and that one has seen a later leader.
@@ -232,6 +274,7 @@ async fn a_stream_of_entries_is_opened_with_its_first_request() {
     let (offered, _) = mpsc::unbounded_channel();
     let opened = Arc::new(AtomicU64::new(0));
     let deaf = Deaf {
+        holds_back: None,
         offered,
         opened: Arc::clone(&opened),
     };

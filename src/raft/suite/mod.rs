@@ -502,8 +502,14 @@ async fn a_replica_that_holds_back_never_leads_however_it_is_asked() {
         vote,
         to: REPLICA,
         last: None,
+        only_asked: false,
     };
     assert!(!group.take_lead(take).await.unwrap());
+    let question = TakeLead {
+        only_asked: true,
+        ..take
+    };
+    assert!(!group.take_lead(question).await.unwrap());
     never_leads(&group).await;
     assert_eq!(log.state().vote, Some(vote), "it has voted for itself");
     group.end().await;

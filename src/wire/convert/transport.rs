@@ -256,6 +256,7 @@ pub fn take_lead_out(route: Route, request: TakeLead) -> v1::TakeLeadRequest {
         vote: Some(vote_out(request.vote)),
         to: request.to.0,
         last: request.last.map(position_out),
+        only_asked: request.only_asked,
     }
 }
 
@@ -265,6 +266,7 @@ pub fn take_lead_of(request: v1::TakeLeadRequest) -> Result<(Route, TakeLead)> {
         vote: vote_of(request.vote)?,
         to: ReplicaId(request.to),
         last: request.last.map(position_of),
+        only_asked: request.only_asked,
     };
     Ok((route_of(request.route)?, take))
 }
