@@ -146,7 +146,7 @@ impl NodeView {
 }
 
 /// The nodes that are far slower than their peers at this moment. Whoever makes views remembers when each was
-/// among them last.
+/// among them last. A peer that has had nothing to do says nothing of how long it takes.
 pub fn slow_nodes(nodes: &BTreeMap<NodeId, NodeView>, policy: &Policy) -> BTreeSet<NodeId> {
     let heard = nodes
         .values()
@@ -154,7 +154,8 @@ pub fn slow_nodes(nodes: &BTreeMap<NodeId, NodeView>, policy: &Policy) -> BTreeS
     let heard: Vec<&NodeView> = heard.collect();
     let is_slow = |node: &NodeView, time: fn(&NodeView) -> Duration| {
         let peers = heard.iter().filter(|peer| peer.id != node.id);
-        let median = median(peers.map(|peer| time(peer)).collect());
+        let times = peers.map(|peer| time(peer));
+        let median = median(times.filter(|time| !time.is_zero()).collect());
         let bound = median.map(|median| policy.slow_min.max(median * policy.slow_times));
         bound.is_some_and(|bound| time(node) > bound)
     };
@@ -238,5 +239,7 @@ mod tests {
         assert_eq!(slow(&[20, 20, 200, 200]), [3, 4]);
         assert_eq!(slow(&[200, 200, 200]), [0; 0], "all are alike");
         assert_eq!(slow(&[900]), [0; 0], "there is nobody to compare with");
+        assert_eq!(slow(&[0, 0, 0, 60, 60, 60]), [0; 0], "three are idle");
+        assert_eq!(slow(&[0, 0, 10, 60]), [4]);
     }
 }

@@ -24,6 +24,7 @@ use crate::types::operator::Operator;
 use crate::types::operator::Step;
 use crate::types::shard::Epoch;
 use crate::types::shard::Replica;
+use crate::types::shard::ShardDescriptor;
 
 /// How far an operator has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,19 @@ impl Operator {
     /// Whether it is past its time. What of it has been done stays, and is looked at anew.
     pub fn has_expired(&self, now: Timestamp) -> bool {
         now >= self.expires && !mutant::lives(Mutant::OperatorsForEver)
+    }
+
+    /// The node that is to get a replica and has none yet, not even one that learns.
+    pub fn not_taken(&self, shard: &ShardDescriptor) -> Option<NodeId> {
+        match self.action {
+            Action::Add { to } | Action::Move { to, .. } => {
+                shard.replica_on(to).is_none().then_some(to)
+            }
+            Action::Remove { .. }
+            | Action::Transfer { .. }
+            | Action::Split { .. }
+            | Action::Merge { .. } => None,
+        }
     }
 
     fn is_done(&self, shard: &ShardView) -> bool {
@@ -121,7 +135,6 @@ impl Operator {
 mod tests {
     use crate::types::KeyRange;
     use crate::types::ReplicaId;
-    use crate::types::shard::ShardDescriptor;
 
     use crate::types::ShardId;
     use crate::types::operator::Aim;

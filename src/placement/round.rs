@@ -4,6 +4,7 @@
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
 use crate::placement::node::Health;
+use crate::placement::node::Unfit;
 use crate::placement::operator::Progress;
 use crate::placement::plan;
 use crate::placement::policy::Policy;
@@ -77,6 +78,9 @@ fn ending(
         Progress::Done => Some("done"),
         Progress::Stale => Some("ended, since the shard has changed"),
         Progress::Next(..) if operator.has_expired(now) => Some("given up, since its time is over"),
+        Progress::Next(..) if is_refused(operator, shard, policy) => {
+            Some("given up, since the node does not take it")
+        }
         Progress::Next(..) if !can_be_reached(operator, shard, view, policy) => {
             Some("ended, since the node is not to have it any more")
         }
@@ -90,17 +94,31 @@ fn ending(
     }
 }
 
-/// Whether the node that gets something is still one that may get it; what it has got it keeps.
+/// Whether the node has had the time to take a replica, which is none to copy it. Some other node may do.
+fn is_refused(operator: &Operator, shard: &ShardView, policy: &Policy) -> bool {
+    shard.asked_for >= policy.operator_time && operator.not_taken(&shard.descriptor).is_some()
+}
+
+/// Whether the node that gets something is still one that may get it; what it has got it keeps. One that is slow
+/// may get a replica, which is where it goes when no other node would do: and copying alone can make it slow.
 fn can_be_reached(operator: &Operator, shard: &ShardView, view: &View, policy: &Policy) -> bool {
-    let to = match &operator.action {
+    let (to, may_be_slow) = match &operator.action {
         Action::Add { to } | Action::Move { to, .. } if shard.voter_on(*to).is_some() => {
             return true;
         }
-        Action::Add { to } | Action::Move { to, .. } | Action::Transfer { to, .. } => to,
+        Action::Add { to } | Action::Move { to, .. } => (to, true),
+        Action::Transfer { to, .. } => (to, false),
         Action::Remove { .. } | Action::Split { .. } | Action::Merge { .. } => return true,
     };
-    let node = view.nodes.get(to);
-    node.is_some_and(|node| node.fitness(operator.shard, policy).is_ok())
+    let fitness = view
+        .nodes
+        .get(to)
+        .map(|node| node.fitness(operator.shard, policy));
+    match fitness {
+        Some(Ok(())) => true,
+        Some(Err(Unfit::Health(Health::Slow))) => may_be_slow,
+        Some(Err(_)) | None => false,
+    }
 }
 
 /// Whether the shard that is to be absorbed is not what it was: nobody would do it.
@@ -237,7 +255,11 @@ mod tests {
 
     impl Scene {
         fn new(bytes: u64) -> Scene {
-            let members = (1..=3).map(|id| {
+            Scene::of(3, bytes)
+        }
+
+        fn of(nodes: u64, bytes: u64) -> Scene {
+            let members = (1..=nodes).map(|id| {
                 let newcomer = Newcomer {
                     incarnation: Incarnation([id as u8; 16]),
                     name: format!("host-{id}"),
@@ -251,11 +273,15 @@ mod tests {
                 sightings: Sightings::new(Duration::ZERO),
                 policy: Policy::default(),
             };
-            (1..=3).for_each(|node| scene.report(node, bytes));
+            (1..=nodes).for_each(|node| scene.report(node, bytes));
             scene
         }
 
         fn report(&mut self, node: u64, bytes: u64) {
+            self.report_at(0, node, bytes, Duration::ZERO);
+        }
+
+        fn report_at(&mut self, at_s: u64, node: u64, bytes: u64, sync: Duration) {
             let led = ShardReport {
                 shard: ShardId(9),
                 epoch: Epoch::default(),
@@ -272,6 +298,7 @@ mod tests {
                 node: NodeReport {
                     node: NodeId(node),
                     capacity_bytes: 1 << 40,
+                    sync,
                     ..NodeReport::default()
                 },
                 led: match node {
@@ -280,7 +307,33 @@ mod tests {
                 },
                 ..Report::default()
             };
-            self.sightings.hear(&report, Duration::ZERO);
+            self.sightings.hear(&report, Duration::from_secs(at_s));
+        }
+
+        /// At that second all report, and the fourth node is as slow as told.
+        fn round_with_four(&mut self, at_s: u64, sync_ms: u64) -> Vec<String> {
+            for node in 1..=4 {
+                let sync = if node == 4 { sync_ms } else { 1 };
+                self.report_at(at_s, node, 0, Duration::from_millis(sync));
+            }
+            self.round(at_s)
+        }
+
+        fn adds_on_the_fourth() -> (Scene, Operator) {
+            let mut scene = Scene::of(4, 0);
+            let add = Operator {
+                shard: ShardId(9),
+                aim: Aim::Repair,
+                action: Action::Add { to: NodeId(4) },
+                reason: "for the test".to_owned(),
+                epoch: shard(1).epoch,
+                voters: shard(1).replicas,
+                bytes: 0,
+                expires: Timestamp::from_wall(WALL.wall_ms() * 2),
+            };
+            let record = PlacementCommand::RecordOperators(vec![add.clone()]);
+            scene.state.apply(record);
+            (scene, add)
         }
 
         /// What is changed at a second, after which it is.
@@ -310,6 +363,49 @@ mod tests {
         scene.report(1, 50 << 20);
         assert_eq!(scene.round(2), [format!("done: {SPLIT}")]);
         assert_eq!(scene.state.operators().count(), 0);
+    }
+
+    /// Copying alone can make it slow, and it may have been chosen though it was.
+    #[test]
+    fn a_replica_goes_to_a_slow_node_all_the_same_and_the_lead_does_not() {
+        let (mut scene, add) = Scene::adds_on_the_fourth();
+        assert_eq!(scene.round_with_four(1, 900), [""; 0]);
+        let (_, change) = scene.state.operator(ShardId(9)).unwrap();
+        let shard = ShardId(9);
+        scene
+            .state
+            .apply(PlacementCommand::EndOperator { shard, change });
+        let four = Replica {
+            id: ReplicaId(4),
+            node: NodeId(4),
+        };
+        let mut shard = self::shard(1);
+        shard.epoch.conf += 1;
+        shard.replicas.push(four);
+        scene.state.apply(PlacementCommand::RecordShard(shard));
+        let pass = Operator {
+            action: Action::Transfer {
+                from: NodeId(1),
+                to: NodeId(4),
+            },
+            ..add
+        };
+        let ended = "ended, since the node is not to have it any more";
+        let events = vec![format!("{ended}: {pass}")];
+        scene
+            .state
+            .apply(PlacementCommand::RecordOperators(vec![pass]));
+        assert_eq!(scene.round_with_four(2, 900)[..1], events);
+    }
+
+    #[test]
+    fn a_node_that_does_not_take_a_replica_is_not_waited_for_as_long_as_a_copy_takes() {
+        let (mut scene, add) = Scene::adds_on_the_fourth();
+        for at_s in 0..30 {
+            assert_eq!(scene.round_with_four(at_s, 1), [""; 0]);
+        }
+        let given_up = format!("given up, since the node does not take it: {add}");
+        assert_eq!(scene.round_with_four(30, 1), [given_up]);
     }
 
     #[test]

@@ -50,6 +50,10 @@ pub struct ShardView {
     /// For how long it has been so small and so cold that it may be merged, without a break and with the same
     /// range.
     pub quiet_for: Duration,
+    /// For how long the node that is to get a replica next has not taken it.
+    pub asked_for: Duration,
+    /// Nodes that have not taken a replica lately.
+    pub refused: BTreeSet<NodeId>,
     /// Keys of operations drawn by chance, each operation as likely as any other; in no order.
     pub sample: Vec<Key>,
 }
@@ -70,6 +74,8 @@ impl ShardView {
             steady: Load::default(),
             busy_for: Duration::ZERO,
             quiet_for: Duration::ZERO,
+            asked_for: Duration::ZERO,
+            refused: BTreeSet::new(),
             sample: Vec::new(),
         }
     }

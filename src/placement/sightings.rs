@@ -2,7 +2,9 @@
 //! next. Decides only: times are lengths since some moment of the caller's, by a clock that is not set back.
 //!
 //! A node that takes over begins with nothing. It goes by what was recorded of silent nodes, so that one that
-//! is dead is not waited for anew, and makes no view before everybody has had time to report.
+//! is dead is not waited for anew, and makes no view before everybody has had time to report. But while nobody led,
+//! nobody listened: after a power cut the nodes start one after the other, and one that was silent before is not
+//! given up before it has had a fifth of the usual time to be heard of.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -30,6 +32,8 @@ use crate::types::shard::ShardDescriptor;
 
 /// The steady load of a shard follows a change of its load by two thirds in so long.
 const STEADY_TIME: Duration = Duration::from_secs(30);
+/// A node that has not taken a replica gets it for so long only where no other would do.
+const REFUSAL_TIME: Duration = Duration::from_secs(300);
 /// A leader that has not reported a shard for so long leads it no more, as far as anybody knows.
 const LEADER_SILENCE_MAX: Duration = Duration::from_secs(5);
 
@@ -61,6 +65,10 @@ struct SeenShard {
     bounds: u64,
     members: BTreeSet<ReplicaId>,
     arrivals: BTreeMap<ReplicaId, Duration>,
+    /// The node that is to get a replica and has not taken it, and since when that is so.
+    asked: Option<(NodeId, Duration)>,
+    /// Nodes that did not take one, and when they were given up.
+    refusals: BTreeMap<NodeId, Duration>,
 }
 
 /// A mean of loads that were reported, the later ones counting for more.
@@ -201,9 +209,20 @@ impl Sightings {
             seen.note_members(shard, now);
             seen.note_load(shard.epoch.bounds, policy, now);
         }
+        for shard in state.shards().chain(self.placement.as_ref()) {
+            let operator = state.operator(shard.id).filter(|_| !state.is_paused());
+            let to = operator.and_then(|(operator, _)| operator.not_taken(shard));
+            let seen = self.shards.entry(shard.id).or_default();
+            seen.note_asked(to, policy, now);
+        }
         let mut nodes: BTreeMap<NodeId, NodeView> = state
             .members()
-            .map(|member| (member.id, self.node_view(state, member.id, now, wall)))
+            .map(|member| {
+                (
+                    member.id,
+                    self.node_view(state, policy, member.id, (now, wall)),
+                )
+            })
             .collect();
         for slow in slow_nodes(&nodes, policy) {
             if let Some(seen) = self.nodes.get_mut(&slow) {
@@ -249,6 +268,8 @@ impl Sightings {
         shard.arrived = arrivals.map(|(replica, at)| (*replica, ago(*at))).collect();
         shard.busy_for = seen.busy_since.map_or(Duration::ZERO, ago);
         shard.quiet_for = seen.quiet_since.map_or(Duration::ZERO, ago);
+        shard.asked_for = seen.asked.map_or(Duration::ZERO, |(_, since)| ago(since));
+        shard.refused = seen.refusals.keys().copied().collect();
         if let Some((report, _)) = &seen.report {
             shard.learners = report.learners.iter().copied().collect();
             shard.bytes = report.size.bytes;
@@ -268,9 +289,9 @@ impl Sightings {
     fn node_view(
         &self,
         state: &PlacementState,
+        policy: &Policy,
         id: NodeId,
-        now: Duration,
-        wall: Timestamp,
+        (now, wall): (Duration, Timestamp),
     ) -> NodeView {
         let record = state.node(id);
         let seen = self.nodes.get(&id);
@@ -284,7 +305,9 @@ impl Sightings {
                     0 => Duration::ZERO,
                     since => Duration::from_millis(wall.wall_ms().saturating_sub(since)),
                 };
-                recorded.max(now.saturating_sub(self.began))
+                let listened = now.saturating_sub(self.began);
+                let believed = policy.replace_after * 4 / 5 + listened;
+                recorded.min(believed).max(listened)
             }
         };
         NodeView {
@@ -327,6 +350,23 @@ impl SeenShard {
         self.members = members;
     }
 
+    /// Nobody is asked while no leader is there to do it.
+    fn note_asked(&mut self, to: Option<NodeId>, policy: &Policy, now: Duration) {
+        self.refusals
+            .retain(|_, at| now.saturating_sub(*at) < REFUSAL_TIME);
+        let heard = self.report.as_ref().map(|(_, heard)| *heard);
+        let is_led = heard.is_some_and(|heard| now < heard + LEADER_SILENCE_MAX);
+        self.asked = match (self.asked, to.filter(|_| is_led)) {
+            (Some((node, since)), Some(to)) if node == to => Some((node, since)),
+            (_, to) => to.map(|to| (to, now)),
+        };
+        if let Some((node, since)) = self.asked
+            && now.saturating_sub(since) >= policy.operator_time
+        {
+            self.refusals.insert(node, now);
+        }
+    }
+
     fn note_load(&mut self, bounds: u64, policy: &Policy, now: Duration) {
         let report = self.report.as_ref().map(|(report, _)| report);
         let is_busy = report.is_some_and(|report| policy.is_busy(report.load));
@@ -348,6 +388,10 @@ mod tests {
     use crate::types::Incarnation;
     use crate::types::KeyRange;
     use crate::types::node::Newcomer;
+    use crate::types::operator::Action;
+    use crate::types::operator::Aim;
+    use crate::types::operator::Operator;
+    use crate::types::placement::PlacementAnswer;
     use crate::types::placement::PlacementCommand;
     use crate::types::shard::Epoch;
     use crate::types::shard::Replica;
@@ -476,7 +520,10 @@ mod tests {
         scene
             .state
             .apply(PlacementCommand::NoteSilence { node, since });
-        assert_eq!(scene.health(101, 2), Health::Dead);
+        // It may be about to start: for a fifth of the time it is listened for.
+        assert_eq!(scene.health(101, 2), Health::Suspect);
+        assert_eq!(scene.health(159, 2), Health::Suspect);
+        assert_eq!(scene.health(160, 2), Health::Dead);
         // What it says itself counts more than what was recorded.
         scene.hear(102, &report(2, 0, 0));
         assert_eq!(scene.health(102, 2), Health::Up);
@@ -592,6 +639,46 @@ mod tests {
         scene.state.apply(PlacementCommand::RecordShard(merged));
         assert_eq!(quiet_for(&mut scene, 14), Duration::ZERO);
         assert_eq!(quiet_for(&mut scene, 15), seconds(1));
+    }
+
+    #[test]
+    fn a_node_that_does_not_take_a_replica_for_as_long_as_a_step_may_last_is_remembered() {
+        let mut scene = Scene::new(0);
+        let add = Operator {
+            shard: ShardId(9),
+            aim: Aim::Repair,
+            action: Action::Add { to: NodeId(4) },
+            reason: String::new(),
+            epoch: Epoch::default(),
+            voters: shard(&[1, 2, 3]).replicas,
+            bytes: 0,
+            expires: Timestamp::from_wall(WALL.wall_ms() * 2),
+        };
+        let record = PlacementCommand::RecordOperators(vec![add.clone()]);
+        assert_eq!(scene.state.apply(record), PlacementAnswer::Recorded);
+        let asked = |scene: &mut Scene, at_s| {
+            scene.hear(at_s, &report(1, 1, 0));
+            let view = scene.look(at_s);
+            let shard = &view.shards[&ShardId(9)];
+            (shard.asked_for.as_secs(), shard.refused.len())
+        };
+        assert_eq!(asked(&mut scene, 1), (0, 0));
+        scene.look(8);
+        assert_eq!(asked(&mut scene, 9), (0, 0), "nobody led it for a while");
+        assert_eq!(asked(&mut scene, 38), (29, 0));
+        assert_eq!(asked(&mut scene, 39), (30, 1));
+        let (_, change) = scene.state.operator(ShardId(9)).unwrap();
+        let shard = ShardId(9);
+        scene
+            .state
+            .apply(PlacementCommand::EndOperator { shard, change });
+        assert_eq!(asked(&mut scene, 40), (0, 1));
+        // It is the last resort.
+        scene
+            .state
+            .apply(PlacementCommand::RecordOperators(vec![add]));
+        assert_eq!(asked(&mut scene, 41), (0, 1));
+        assert_eq!(asked(&mut scene, 42), (1, 1));
     }
 
     #[test]

@@ -311,6 +311,9 @@ fn draw_shard(words: &[&str]) -> ShardView {
                 let (node, lag) = value.split_once('=').unwrap();
                 shard.lags.insert(on_node(node), number(lag));
             }
+            Some(("refused", node)) => {
+                shard.refused.insert(NodeId(number(node)));
+            }
             Some(("arrived", value)) => {
                 let (node, ago) = value.split_once('=').unwrap();
                 shard.arrived.insert(on_node(node), time(ago));

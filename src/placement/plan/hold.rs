@@ -27,6 +27,8 @@ pub enum Excluded {
     Label(Label),
     /// Its disk has no room for it.
     Full,
+    /// It was to get one a short while ago, and did not take it.
+    Refused,
 }
 
 impl fmt::Display for Excluded {
@@ -36,6 +38,7 @@ impl fmt::Display for Excluded {
             Excluded::Unfit(unfit) => write!(f, "{unfit}"),
             Excluded::Label(label) => write!(f, "is excluded by {label}"),
             Excluded::Full => write!(f, "has no room"),
+            Excluded::Refused => write!(f, "has not taken it lately"),
         }
     }
 }

@@ -67,10 +67,12 @@ pub(super) fn repair(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
     }
 }
 
-/// No more than the rule says.
+/// No more than the rule says. A shard that has keys of two rules is split first: what is too many for the one may
+/// be what the other asks for.
 pub(super) fn reduce(draft: &Draft<'_>, shard: &ShardView) -> Verdict {
     let (voters, wanted) = (nodes(shard), draft.rule(shard).replicas);
-    if !has_surplus(draft, shard) {
+    let is_parted = draft.view.wanted_bound(&shard.descriptor.range).is_none();
+    if !has_surplus(draft, shard) || !(is_parted || shard.is_placement()) {
         return Ok(None);
     }
     undisturbed(shard)?;

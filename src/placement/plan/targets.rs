@@ -3,7 +3,8 @@
 //! First comes where it stands apart from the others, then where there is most room. A node that would be
 //! best but has enough on its way already, or has only just started and not looked at its disk, is waited for: a
 //! replica that were put into a worse zone now would have to be moved again. A slow node gets one only where there
-//! is no other: a replica that is slow to have a write is better than none.
+//! is no other, and so does one that has not taken it lately: a replica that is slow to have a write is better than
+//! none.
 
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
@@ -41,18 +42,22 @@ pub(super) fn targets<'d, 'a>(
     apart(draft, shard, kept, fit).ok_or(Hold::NoNode(excluded))
 }
 
-/// As [`targets`], for a replica that must not wait: where no other node would do, one that is slow does.
+/// As [`targets`], for a replica that must not wait: where no other node would do, one that is slow does, or has not
+/// taken it lately.
 pub(super) fn targets_at_need<'d, 'a>(
     draft: &'d Draft<'a>,
     shard: &ShardView,
     kept: &[NodeId],
 ) -> Result<Targets<'d, 'a>, Hold> {
-    let slow = Some(Excluded::Unfit(Unfit::Health(Health::Slow)));
+    let is_last_resort = |seat: &Seat<'_>| match exclusion(draft, shard, seat) {
+        Some(Excluded::Unfit(Unfit::Health(Health::Slow)) | Excluded::Refused) => {
+            refusal(draft, shard, seat).is_none()
+        }
+        Some(_) | None => false,
+    };
     targets(draft, shard, kept).or_else(|hold| {
         let seats = draft.seats.values();
-        let would_do = seats.filter(|seat| {
-            exclusion(draft, shard, seat) == slow && refusal(draft, shard, seat).is_none()
-        });
+        let would_do = seats.filter(|seat| is_last_resort(seat));
         apart(draft, shard, kept, would_do.collect()).ok_or(hold)
     })
 }
@@ -97,6 +102,9 @@ pub(super) fn exclusion(draft: &Draft<'_>, shard: &ShardView, seat: &Seat<'_>) -
     }
     if let Err(unfit) = seat.fitness(shard) {
         return Some(Excluded::Unfit(unfit));
+    }
+    if shard.refused.contains(&seat.node.id) {
+        return Some(Excluded::Refused);
     }
     refusal(draft, shard, seat)
 }
