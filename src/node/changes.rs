@@ -68,6 +68,8 @@ const LEARNER_MAX: Duration = Duration::from_secs(10);
 const AFTERMATH: Duration = Duration::from_secs(10);
 /// How long a new replica may take to catch up before it is removed again.
 const CATCH_UP_MAX: Duration = Duration::from_secs(600);
+/// And how long it may be silent meanwhile: as long as it is waited for, nothing else is done with the shard.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// A replica that lacks so many entries has caught up: it has the rest before the change is committed.
 const LAG_MAX: u64 = 100;
 /// And it must have answered so recently: it counts in the quorum from then on.
@@ -584,14 +586,16 @@ fn not_leader(group: &Group, leader: Option<shard::Replica>) -> Error {
 /// does not get there is given up.
 async fn catch_up(group: &Group, seen: &Seen, learner: ReplicaId) -> Result<()> {
     let caught_up = group.caught_up(learner, LAG_MAX, ANSWERED_WITHIN);
-    match timeout(CATCH_UP_MAX, caught_up).await {
-        Ok(caught_up) => caught_up,
-        Err(_) => {
-            group.remove_learner(seen, learner).await?;
-            let reason = format!("{learner} did not catch up and was removed again");
-            Err(Error::unavailable(group.id(), reason))
-        }
-    }
+    let why = tokio::select! {
+        caught_up = timeout(CATCH_UP_MAX, caught_up) => match caught_up {
+            Ok(caught_up) => return caught_up,
+            Err(_) => "did not catch up",
+        },
+        () = group.silent(learner, SILENCE_MAX) => "did not answer",
+    };
+    group.remove_learner(seen, learner).await?;
+    let reason = format!("{learner} {why} and was removed again");
+    Err(Error::unavailable(group.id(), reason))
 }
 
 /// Another replica shall lead, and then remove this one; gives the error that names it.

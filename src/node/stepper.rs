@@ -2,7 +2,8 @@
 //!
 //! A step is ordered again with each answer to a report until placement sees it done, so what is lost or fails
 //! here needs no memory: a step for a shard that is busy with one is dropped, and one for another state of the
-//! shard is refused.
+//! shard is refused. To pass the lead on does not wait for anything else: a node that is drained gives it up within
+//! seconds, though it adds a replica that takes ten minutes to catch up. The next leader goes on with that.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -77,7 +78,7 @@ pub struct Stepper {
     worker: Worker,
     orders: mpsc::Receiver<ShardStep>,
     done: Arc<Notify>,
-    under_way: BTreeSet<ShardId>,
+    under_way: UnderWay,
     /// The last step of each shard, and when it ended.
     last: BTreeMap<ShardId, (Step, Instant)>,
     work: FuturesUnordered<BoxFuture<'static, (ShardStep, Result<()>)>>,
@@ -109,7 +110,7 @@ impl Stepper {
             worker,
             orders: waiting,
             done: Arc::clone(&done),
-            under_way: BTreeSet::new(),
+            under_way: UnderWay::default(),
             last: BTreeMap::new(),
             work: FuturesUnordered::new(),
         };
@@ -136,7 +137,7 @@ impl Stepper {
             .retain(|_, (_, ended)| ended.elapsed() < STEP_PAUSE);
         let last = self.last.get(&step.shard);
         let is_repeat = last.is_some_and(|(last, _)| *last == step.step);
-        if is_repeat || !self.under_way.insert(step.shard) {
+        if is_repeat || !self.under_way.begin(&step) {
             return;
         }
         let worker = self.worker.clone();
@@ -148,7 +149,7 @@ impl Stepper {
     }
 
     fn end(&mut self, step: &ShardStep, outcome: &Result<()>) {
-        self.under_way.remove(&step.shard);
+        self.under_way.end(step);
         let ended = (step.step.clone(), Instant::now());
         self.last.insert(step.shard, ended);
         let (shard, what) = (step.shard, &step.step);
@@ -163,6 +164,25 @@ impl Stepper {
             }
             Err(error) => warn!(%shard, step = %what, %error, "step not done"),
         }
+    }
+}
+
+/// Which shards are busy with what: with passing the lead on or not, with each once.
+#[derive(Default)]
+struct UnderWay(BTreeSet<(ShardId, bool)>);
+
+impl UnderWay {
+    fn key(step: &ShardStep) -> (ShardId, bool) {
+        (step.shard, matches!(step.step, Step::TransferLeader(_)))
+    }
+
+    /// False when the shard is busy with it.
+    fn begin(&mut self, step: &ShardStep) -> bool {
+        self.0.insert(UnderWay::key(step))
+    }
+
+    fn end(&mut self, step: &ShardStep) {
+        self.0.remove(&UnderWay::key(step));
     }
 }
 
@@ -238,6 +258,25 @@ mod tests {
     use super::*;
     use crate::types::KeyRange;
     use crate::types::shard::Epoch;
+
+    #[test]
+    fn the_lead_is_passed_on_beside_anything_else_and_all_else_one_after_the_other() {
+        let step = |shard, step| ShardStep {
+            shard: ShardId(shard),
+            epoch: Epoch::default(),
+            step,
+        };
+        let add = |shard| step(shard, Step::AddReplica(NodeId(4)));
+        let pass = |to| step(5, Step::TransferLeader(NodeId(to)));
+        let mut under_way = UnderWay::default();
+        assert!(under_way.begin(&add(5)) && under_way.begin(&add(6)));
+        assert!(!under_way.begin(&step(5, Step::Split(SplitPoint::Middle))));
+        assert!(under_way.begin(&pass(2)) && !under_way.begin(&pass(3)));
+        under_way.end(&pass(2));
+        assert!(under_way.begin(&pass(3)) && !under_way.begin(&add(5)));
+        under_way.end(&add(5));
+        assert!(under_way.begin(&step(5, Step::Split(SplitPoint::Middle))));
+    }
 
     #[test]
     fn a_step_for_an_earlier_or_later_state_is_refused_with_the_shard() {

@@ -178,6 +178,23 @@ impl Group {
         }
     }
 
+    /// Returns when a replica has not answered for so long, as far as this one, which leads, has seen from now on.
+    /// Cancel-safe.
+    pub async fn silent(&self, replica: ReplicaId, length: Duration) {
+        let metrics = self.inner.raft().metrics();
+        let began = tokio::time::Instant::now();
+        loop {
+            let beats = metrics.borrow_watched().heartbeat.clone();
+            let last = beats.and_then(|beats| beats.get(&replica).cloned().flatten());
+            let waited = began.elapsed();
+            let silent_for = last.map_or(waited, |at| waited.min(at.elapsed()));
+            match length.checked_sub(silent_for) {
+                Some(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                Some(_) | None => return,
+            }
+        }
+    }
+
     /// A replica that lacks more than `lag` entries of the log or has not answered within the time given; `None`
     /// when there is none.
     ///
