@@ -18,6 +18,7 @@ use quorate::node::merges::Wanted;
 use quorate::node::replica::Replica;
 use quorate::shard::command::Split;
 use quorate::shard::command::SplitOutcome;
+use quorate::shard::row::Merge;
 use quorate::types::Key;
 use quorate::types::KeyRange;
 use quorate::types::NodeId;
@@ -129,31 +130,32 @@ impl Stage {
 
     /// Merges the shards unless that is done, as placement does it whose last attempt had no answer.
     async fn merge(&self) {
-        eventually("the shards are one", async || {
-            let leader = self.rack.leader(SHARD)?;
-            let left = self.rack.replica(leader, SHARD)?;
-            let merges = self.rack.merges(leader);
-            let right = self.rack.registry(leader).shard(RIGHT);
-            let attempt = async move {
-                confirmed(&left).await?;
-                let descriptor = left.reader().descriptor();
-                if descriptor.range == KeyRange::ALL {
-                    return Ok(());
-                }
-                let right = right.map_err(|error| error.to_string())?;
-                let wanted = Wanted {
-                    left: SHARD,
-                    left_epoch: descriptor.epoch,
-                    right: RIGHT,
-                    right_epoch: right.reader().descriptor().epoch,
-                };
-                let merged = merges.merge(wanted).await;
-                merged.map(drop).map_err(|error| error.to_string())
+        eventually("the shards are one", async || self.merge_once().await).await;
+    }
+
+    async fn merge_once(&self) -> Result<(), String> {
+        let leader = self.rack.leader(SHARD)?;
+        let left = self.rack.replica(leader, SHARD)?;
+        let merges = self.rack.merges(leader);
+        let right = self.rack.registry(leader).shard(RIGHT);
+        let attempt = async move {
+            confirmed(&left).await?;
+            let descriptor = left.reader().descriptor();
+            if descriptor.range == KeyRange::ALL {
+                return Ok(());
+            }
+            let right = right.map_err(|error| error.to_string())?;
+            let wanted = Wanted {
+                left: SHARD,
+                left_epoch: descriptor.epoch,
+                right: RIGHT,
+                right_epoch: right.reader().descriptor().epoch,
             };
-            let outcome = self.rack.on(leader, attempt).await;
-            outcome.unwrap_or_else(|| Err(format!("n{} has ended", leader + 1)))
-        })
-        .await;
+            let merged = merges.merge(wanted).await;
+            merged.map(drop).map_err(|error| error.to_string())
+        };
+        let outcome = self.rack.on(leader, attempt).await;
+        outcome.unwrap_or_else(|| Err(format!("n{} has ended", leader + 1)))
     }
 
     async fn reads(&self, node: usize, half: &str) -> Result<(), String> {
@@ -240,10 +242,13 @@ fn a_merge_does_not_begin_while_a_replica_is_away() {
         let kept = Kept::Everything;
         stage.rack.crash(&[away], Crash::Kill { kept });
         stage.serve().await;
+        let refused = stage.merge_once().await.unwrap_err();
+        let is_away = ["is not reached", "does not answer"];
+        assert!(is_away.iter().any(|why| refused.contains(why)), "{refused}");
         let here = stage.rack.registry(leader);
-        let row = here.shard(RIGHT).unwrap().reader().row();
-        assert!(row.frozen().is_none());
-        assert_eq!(here.shards().len(), 2);
+        let row = |id| here.shard(id).unwrap().reader().row();
+        assert!(row(RIGHT).frozen().is_none());
+        assert_eq!(row(SHARD).merge, Merge::default());
         stage.rack.open(away).await;
         stage.check().await;
     });

@@ -131,6 +131,9 @@ impl Bringer {
             if let Some(machine) = offload(move || stored.shard(replica)).await? {
                 return Ok(machine);
             }
+            if self.stored.wal.log(replica).is_none() {
+                return Err(MachineError(format!("{replica} has ended without a row")));
+            }
             let heard = news.changed().await;
             heard.expect("the registry keeps the sender");
         }

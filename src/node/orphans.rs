@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use tracing::info;
 
+use crate::engine::Engine;
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskResult;
+use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::node::doubts::Doubts;
 use crate::node::doubts::Place;
@@ -30,6 +32,7 @@ use crate::node::keeper::KeeperHandle;
 use crate::node::members::Nodes;
 use crate::node::registry::Registry;
 use crate::raft::Group;
+use crate::shard;
 use crate::shard::merge;
 use crate::types::NodeId;
 use crate::types::ReplicaId;
@@ -69,6 +72,7 @@ impl Hints {
 pub struct Orphans {
     me: NodeId,
     registry: Arc<Registry>,
+    engine: Arc<dyn Engine>,
     keeper: KeeperHandle,
     channel: Arc<dyn Channel>,
     nodes: Nodes,
@@ -81,7 +85,7 @@ impl Orphans {
     /// The task's state, and the way to give it hints.
     pub fn new(
         me: NodeId,
-        registry: Arc<Registry>,
+        (registry, engine): (Arc<Registry>, Arc<dyn Engine>),
         keeper: KeeperHandle,
         channel: Arc<dyn Channel>,
         nodes: Nodes,
@@ -90,6 +94,7 @@ impl Orphans {
         let orphans = Orphans {
             me,
             registry,
+            engine,
             keeper,
             channel,
             nodes,
@@ -161,9 +166,10 @@ impl Orphans {
         };
         let standing = self.standing(name, &known).await;
         debug!(shard = %name.shard, replica = %name.replica, ?standing, "asked whether it belongs");
-        let orphan = name.shard;
-        let belongs =
-            standing.is_none_or(|(standing, shard)| self.may_belong(orphan, standing, &shard));
+        let belongs = match standing {
+            Some((standing, shard)) => self.may_belong(name.shard, standing, &shard).await,
+            None => true,
+        };
         if belongs && !mutant::lives(Mutant::DestroyedOnDoubt) {
             return;
         }
@@ -174,20 +180,26 @@ impl Orphans {
     }
 
     /// What was absorbed may have to be absorbed here yet.
-    fn may_belong(&self, orphan: ShardId, standing: Standing, shard: &ShardDescriptor) -> bool {
+    async fn may_belong(
+        &self,
+        orphan: ShardId,
+        standing: Standing,
+        shard: &ShardDescriptor,
+    ) -> bool {
         let absorbed = match standing {
             Standing::Stranger => return false,
             Standing::Member | Standing::NotYet => return true,
             Standing::Absorbed(absorbed) => absorbed,
         };
+        // One that is brought to its freeze is not open any more, and may have to absorb it on its way.
+        let engine = Arc::clone(&self.engine);
+        let Ok(rows) = offload(move || shard::rows(engine.as_ref())).await else {
+            return true;
+        };
         // One that has absorbed it needs it no more, however it came to that.
-        let rows = self
-            .registry
-            .shards()
-            .into_iter()
-            .map(|it| it.reader().row());
+        let rows = rows.into_iter().map(|(_, row)| row);
         let needing = rows.filter(|row| !row.merge.absorbed.contains(&orphan));
-        let here: Vec<_> = needing.map(|row| row.descriptor.clone()).collect();
+        let here: Vec<_> = needing.map(|row| row.descriptor).collect();
         !merge::are_left_over(shard, &absorbed, &here)
     }
 

@@ -250,11 +250,18 @@ impl Applier {
     }
 
     /// What ends with a received state, but for what was stopped already.
-    fn displaced(&self, received: &Received, stopped: &[ReplicaId]) -> io::Result<Vec<ReplicaId>> {
-        let displaced = self.hosted.machine().displaces(received);
-        let mut displaced = displaced.map_err(io::Error::other)?;
+    async fn displaced(
+        &self,
+        received: Received,
+        stopped: &[ReplicaId],
+    ) -> io::Result<(Received, Vec<ReplicaId>)> {
+        let found = self.on_machine(move |machine| {
+            let displaced = machine.displaces(&received)?;
+            Ok((received, displaced))
+        });
+        let (received, mut displaced) = found.await?;
         displaced.retain(|replica| !stopped.contains(replica));
-        Ok(displaced)
+        Ok((received, displaced))
     }
 
     /// Applies as much as can be applied; gives what the rest needs.
@@ -360,7 +367,7 @@ impl RaftStateMachine<TypeConfig> for Applier {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let received = match snapshot {
+        let mut received = match snapshot {
             SnapshotData::Received(received) => received,
             SnapshotData::Source(source) => self.hosted.copy(source).map_err(io::Error::other)?,
             SnapshotData::Checkpoint => {
@@ -373,7 +380,8 @@ impl RaftStateMachine<TypeConfig> for Applier {
         let mut stopped = Vec::new();
         loop {
             // Another one may have got its first row while these were stopped.
-            let displaced = self.displaced(&received, &stopped)?;
+            let displaced;
+            (received, displaced) = self.displaced(received, &stopped).await?;
             if displaced.is_empty() {
                 break;
             }

@@ -82,6 +82,11 @@ impl Still {
             let id = self.log.id();
             MachineError(format!("bring {id} from its log to {upto}: {why}"))
         };
+        // What is not there will never be synced.
+        let last = self.log.state().last;
+        if last.is_none_or(|last| last.index < upto.index) {
+            return Err(failed(format!("it ends at {last:?}")));
+        }
         let synced = self.log.synced(upto.index).await;
         synced.map_err(|error| failed(error.to_string()))?;
         let from = applied.map_or(0, |at| at.index + 1);

@@ -160,7 +160,7 @@ impl Assembly {
         tasks.spawn("reporter", |stop| reporter.run(stop));
         let (hints, orphans) = Orphans::new(
             identity.node,
-            Arc::clone(registry),
+            (Arc::clone(registry), stores.engine()),
             stores.keeper.clone(),
             Arc::clone(&channel),
             Arc::clone(&nodes),

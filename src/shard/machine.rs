@@ -193,16 +193,28 @@ pub fn replicas(engine: &dyn Engine) -> Result<Vec<ReplicaId>, MachineError> {
         .collect()
 }
 
-/// Which of these shards have a replica here, by the rows in the engine.
-pub fn remains(engine: &dyn Engine, shards: &[ShardId]) -> Result<Vec<ShardId>, MachineError> {
+/// The rows of all replicas of shards here, whether or not anybody has opened them.
+pub fn rows(engine: &dyn Engine) -> Result<Vec<(ReplicaId, Row)>, MachineError> {
     let (start, end) = layout::rows();
-    let mut remains = Vec::new();
-    for pair in engine.scan(&start, &end, false) {
-        let shard = Row::decode(&pair?.1)?.descriptor.id;
-        if shards.contains(&shard) {
-            remains.push(shard);
-        }
-    }
+    let rows = engine.scan(&start, &end, false);
+    let rows = rows.map(|pair| {
+        let (place, row) = pair?;
+        Ok((layout::row_replica(&place)?, Row::decode(&row)?))
+    });
+    rows.collect()
+}
+
+/// Which of these shards have a replica here, by the rows in the engine, or have frozen one that has: what became
+/// of their attempts may still be asked for.
+pub fn remains(engine: &dyn Engine, shards: &[ShardId]) -> Result<Vec<ShardId>, MachineError> {
+    let rows = rows(engine)?.into_iter();
+    let named = rows.flat_map(|(_, row)| {
+        let frozen_by = row.frozen().map(|frozen| frozen.attempt.left);
+        frozen_by.into_iter().chain([row.descriptor.id])
+    });
+    let mut remains: Vec<ShardId> = named.filter(|shard| shards.contains(shard)).collect();
+    remains.sort_unstable();
+    remains.dedup();
     Ok(remains)
 }
 
@@ -213,14 +225,9 @@ pub fn is_ending(engine: &dyn Engine, replica: ReplicaId) -> Result<bool, Machin
 
 /// A replica that has some of these keys, by its row in the engine.
 pub fn holder(engine: &dyn Engine, range: &KeyRange) -> Result<Option<ReplicaId>, MachineError> {
-    let (start, end) = layout::rows();
-    for pair in engine.scan(&start, &end, false) {
-        let (place, row) = pair?;
-        if Row::decode(&row)?.descriptor.range.overlaps(range) {
-            return Ok(Some(layout::row_replica(&place)?));
-        }
-    }
-    Ok(None)
+    let mut rows = rows(engine)?.into_iter();
+    let holder = rows.find(|(_, row)| row.descriptor.range.overlaps(range));
+    Ok(holder.map(|(replica, _)| replica))
 }
 
 /// One replica of a shard.

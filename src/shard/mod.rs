@@ -43,6 +43,7 @@ pub use machine::holder;
 pub use machine::is_ending;
 pub use machine::remains;
 pub use machine::replicas;
+pub use machine::rows;
 pub use machine::seed;
 pub use portion::Hashed;
 pub use quarantine::Quarantined;

@@ -213,4 +213,6 @@ pub fn crash_at_every_step<T: Crashed>(what: &str) {
     );
     let told = failed.iter().take(TOLD_MAX).cloned().collect::<Vec<_>>();
     assert!(failed.is_empty(), "{}", told.join("\n"));
+    // Steps vary from run to run; a crash that comes behind all of them shows little.
+    assert!(reached * 4 >= cases.len() * 3, "too few came to their step");
 }

@@ -610,7 +610,7 @@ fn host(
     runtime.spawn(merges.clone().run(ended));
     let (hints, _) = Orphans::new(
         node,
-        Arc::clone(registry),
+        (Arc::clone(registry), stores.engine()),
         stores.keeper.clone(),
         Arc::clone(&channel),
         Arc::new(Vec::new),
