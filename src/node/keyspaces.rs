@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::RwLock;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -22,6 +23,7 @@ use crate::error::Result;
 use crate::node::placement::PlacementClient;
 use crate::node::remembered;
 use crate::node::remembered::Remembered;
+use crate::types::GroupId;
 use crate::types::keyspace::Definition;
 use crate::types::keyspace::Keyspace;
 use crate::types::keyspace::KeyspaceName;
@@ -30,6 +32,8 @@ const FILE: &str = "keyspaces";
 /// Questions to placement at once. Full: further requests wait, and mostly find what those before them have
 /// learned.
 const ASKING_MAX: usize = 4;
+/// How long a request waits until this node knows its keyspace.
+const FIND_MAX: Duration = Duration::from_secs(1);
 
 /// Every keyspace known here.
 pub struct Keyspaces {
@@ -73,9 +77,14 @@ impl Keyspaces {
         until: Instant,
     ) -> Result<Keyspace> {
         if self.get(name).is_none() {
-            let _asking = timeout_at(until, self.asking.acquire()).await;
+            // Requests that wait here take places of those whose keyspaces are known.
+            let until = until.min(Instant::now() + FIND_MAX);
+            let asking = timeout_at(until, self.asking.acquire()).await;
             if self.get(name).is_none() {
-                let asked = self.refresh(placement, until).await;
+                let asked = match asking {
+                    Ok(_) => self.refresh(placement, until).await.map(drop),
+                    Err(_) => Err(Error::unavailable(GroupId::Placement, "others wait for it")),
+                };
                 asked.map_err(|error| nobody_says(name, &error))?;
             }
         }

@@ -260,9 +260,13 @@ pub(super) async fn arrange(host: &Host, arrangement: Arrangement, terms: Terms)
             true
         }
         Arrangement::DeleteKeyspace { name } => {
-            host.keyspaces.refresh(&host.placement, until).await?;
-            let keyspace = host.keyspaces.find(name, &host.placement, until).await?;
-            if has_keys(host, keyspace.range(), terms).await? {
+            let told = host.keyspaces.refresh(&host.placement, until).await?;
+            let mut named = told.iter().filter(|known| known.keyspace.name == *name);
+            let known = named.next().ok_or_else(|| Error::NoKeyspace {
+                name: name.to_string(),
+            })?;
+            // It may be this very request that has deleted it, and whose answer was lost.
+            if !known.retired && has_keys(host, known.keyspace.range(), terms).await? {
                 let reason = format!("keyspace {name} has keys; delete them first");
                 return Err(Error::invalid("delete_keyspace", reason));
             }
