@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use crate::cli::cluster::NODE_DEADLINE;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use crate::cli::text;
@@ -17,8 +18,6 @@ use crate::types::shard::ShardDescriptor;
 
 /// A new replica takes a snapshot of the shard first.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(120);
-/// For each node that is asked which replica is where.
-const NODE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// `quorate shard add-replica`.
 #[derive(Debug, Args)]

@@ -11,11 +11,9 @@ use toml::Spanned;
 use crate::types::Key;
 use crate::types::key::KEY_BYTES_MAX;
 use crate::types::rule::LABEL_CHARS_MAX;
+use crate::types::rule::LABELS_MAX;
 use crate::types::rule::Label;
 use crate::types::rule::Rule;
-
-/// Labels of one kind in a rule.
-const LABELS_MAX: usize = 64;
 
 /// `[[rule]]` for each rule.
 #[derive(Debug, Deserialize)]

@@ -46,6 +46,8 @@ impl fmt::Display for Label {
 
 /// Characters of a label's name, and of its value.
 pub const LABEL_CHARS_MAX: usize = 63;
+/// Labels of one kind in a rule, and those of a node.
+pub const LABELS_MAX: usize = 64;
 
 impl FromStr for Label {
     type Err = String;

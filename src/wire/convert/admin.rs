@@ -29,6 +29,7 @@ use crate::types::report::Load;
 use crate::types::report::NodeReport;
 use crate::types::report::ShardReport;
 use crate::types::rule::LABEL_CHARS_MAX;
+use crate::types::rule::LABELS_MAX;
 use crate::types::rule::Label;
 use crate::types::rule::Labels;
 use crate::types::rule::Rule;
@@ -48,8 +49,6 @@ use crate::wire::convert::required;
 use crate::wire::proto::v1;
 use crate::wire::request::OverviewQuery;
 
-/// Labels of one kind in a rule.
-const LABELS_MAX: usize = 64;
 /// More than this is said of no shard: sums over all shards are numbers still.
 const AMOUNT_MAX: u64 = 1 << 44;
 /// Nor of a disk.
