@@ -431,8 +431,9 @@ fn without_placement() -> Duration {
     seconds.map_or(WITHOUT_PLACEMENT, Duration::from_secs)
 }
 
-/// Reads keys as fast as they are answered, until it is dropped.
+/// Reads keys as fast as they are answered, until it is ended.
 struct Load {
+    stop: CancellationToken,
     readers: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -442,10 +443,14 @@ impl Load {
             .iter()
             .map(|key| Bytes::from(key.to_string()))
             .collect();
+        let stop = CancellationToken::new();
         let reader = |place: usize| {
-            let (kv, keys) = (kv.clone(), keys.clone());
+            let (kv, keys, stop) = (kv.clone(), keys.clone(), stop.clone());
             tokio::spawn(async move {
                 for number in place.. {
+                    if stop.is_cancelled() {
+                        return;
+                    }
                     let key = keys[number * 7 % keys.len()].clone();
                     kv.get(key, ReadOptions::default()).await.unwrap();
                 }
@@ -453,13 +458,16 @@ impl Load {
         };
         Load {
             readers: (0..8).map(reader).collect(),
+            stop,
         }
     }
-}
 
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.readers.iter().for_each(|reader| reader.abort());
+    /// Fails when any read has failed.
+    async fn end(self) {
+        self.stop.cancel();
+        for reader in self.readers {
+            reader.await.unwrap();
+        }
     }
 }
 
@@ -500,7 +508,7 @@ async fn a_busy_range_is_split_and_its_leaders_spread_and_one_hot_key_is_not() {
             }
         })
         .await;
-    drop(load);
+    load.end().await;
     let count = split.shards.len();
     scene
         .until("the load is over", |overview| {
@@ -531,7 +539,7 @@ async fn a_busy_range_is_split_and_its_leaders_spread_and_one_hot_key_is_not() {
             .map(|found| found.text)
             .collect();
     }
-    drop(load);
+    load.end().await;
     let overview = scene.overview().await;
     println!(
         "{count} shards after a busy range, {} after one hot key",

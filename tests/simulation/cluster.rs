@@ -53,6 +53,8 @@ const EPOCH_MS: u64 = 1_750_000_000_000;
 const RESERVE_BYTES: u64 = 1_000;
 /// A node that ended because its disk failed is started again after this long.
 const REPAIR: Duration = Duration::from_millis(700);
+/// What a node says that ends of a disk that is full or fails.
+const INFLICTED: [&str; 2] = ["injected sync failure", "no storage space"];
 
 pub struct Cluster {
     pub net: Arc<Net>,
@@ -223,7 +225,9 @@ impl Cluster {
             self.trace
                 .say(format_args!("{} has ended: {how:?} {failure:?}", seat.id));
             buried.nodes.push(seat.id);
-            if let Some(why) = failure.filter(|_| !seat.may_fail) {
+            let is_inflicted =
+                |why: &String| seat.may_fail && INFLICTED.iter().any(|text| why.contains(text));
+            if let Some(why) = failure.filter(|why| !is_inflicted(why)) {
                 buried
                     .surprises
                     .push(format!("{} ended by itself: {why}", seat.id));

@@ -402,7 +402,12 @@ impl Service for Cable {
         let (answered, mut answers) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
         let done = Arc::new(AtomicBool::new(false));
         let is_whole = Arc::clone(&done);
+        let (net, breaks) = (Arc::clone(&self.net), broken.clone());
         let taken = tokio::spawn(reached.life.clone().live(async move {
+            // That it is opened is told too, and fails as anything else does.
+            if net.travel(from, to).await.is_err() {
+                return breaks.cancel();
+            }
             let mut answers = reached.handler.append(route, requests);
             while let Some(answer) = answers.next().await {
                 if let Ok(answer) = &answer {

@@ -2,12 +2,15 @@
 //! nothing is missing.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quorate::client::Admin;
+use quorate::client::Kv;
 use quorate::client::RequestIds;
 use quorate::client::Sender;
+use quorate::client::kv::WriteOptions;
 use quorate::client::sender;
 use quorate::env::clock::Clock;
 use quorate::env::rng;
@@ -191,6 +194,7 @@ impl Run {
             false => Err(format!("{:?}", mix.progress())),
         };
         self.until("writes go on", PATIENCE, reached).await;
+        self.write_everywhere().await;
         self.acknowledged = mix.progress().acknowledged;
         let history = mix.stop().await;
         // What was slow under the faults leads nothing for a while, and then what leads is to be evened out.
@@ -444,7 +448,7 @@ impl Run {
             return Err(format!("{} nodes are open", open.len()));
         }
         let mut led = BTreeMap::new();
-        let mut known = std::collections::BTreeSet::new();
+        let mut known = BTreeSet::new();
         for (_, opened) in &open {
             for group in opened.registry.groups() {
                 known.insert(group.id());
@@ -537,7 +541,43 @@ impl Run {
         }
     }
 
+    /// A leader that proposes nothing looks like any other: every shard shall take a write.
+    async fn write_everywhere(&mut self) {
+        let open = self.cluster.open().into_iter();
+        let shards = open.flat_map(|(_, opened)| opened.registry.shards());
+        let starts = shards.map(|replica| replica.reader().descriptor().range.start);
+        let starts: BTreeSet<Key> = starts.collect();
+        let kv = Kv::new(self.sender());
+        let writing = tokio::spawn(async move {
+            for start in starts {
+                // Nobody has written it.
+                let key = Key::from([&start[..], b"\0none"].concat());
+                let options = WriteOptions {
+                    deadline: Some(PATIENCE),
+                    ..WriteOptions::default()
+                };
+                let written = kv.delete(key, options).await;
+                written.map_err(|error| format!("behind {start:?}: {error}"))?;
+            }
+            Ok::<(), String>(())
+        });
+        let has_ended = |_: &Run| match writing.is_finished() {
+            true => Ok(()),
+            false => Err("some do not".to_owned()),
+        };
+        let what = "every shard takes a write";
+        if self.until(what, PATIENCE, has_ended).await
+            && let Err(why) = writing.await.expect("it does not panic")
+        {
+            self.watch.complain(format!("not {what}: {why}"));
+        }
+    }
+
     fn admin(&self) -> Admin {
+        Admin::new(self.sender())
+    }
+
+    fn sender(&self) -> Arc<Sender> {
         let addresses = self.cluster.ids().iter().map(NodeId::to_string).collect();
         let clock = Clock::virtual_from(1_750_000_000_000, 0);
         let ids = RequestIds::new(move || clock.wall_ms(), || Chance.bytes());
@@ -550,7 +590,7 @@ impl Run {
             ..sender::Options::default()
         };
         let sender = Sender::new(channel, addresses, Arc::new(ids), options);
-        Admin::new(Arc::new(sender.expect("there are addresses")))
+        Arc::new(sender.expect("there are addresses"))
     }
 
     /// The shard that holds a key, as some node knows it.
