@@ -64,13 +64,14 @@ impl Group {
 
     /// The first that would lead, and not the first that must not.
     async fn willing(&self, term: u64, candidates: &[Replica]) -> Result<usize> {
+        let patience = Duration::from_millis(self.inner.config.election_timeout_min);
         let mut refused = self.not_leading();
         for (place, candidate) in candidates.iter().enumerate() {
             let question = TakeLead {
                 only_asked: true,
                 ..self.offer(term, candidate.id).await?
             };
-            match self.ask_to_lead(*candidate, question).await {
+            match self.ask_to_lead(*candidate, question, patience).await {
                 Ok(()) => return Ok(place),
                 Err(error) => refused = error,
             }
@@ -136,7 +137,7 @@ impl Group {
                 return;
             };
             debug!(group = %self.id(), term, successor = %successor.id, "asked again to lead");
-            if let Err(error) = self.ask_to_lead(*successor, take).await {
+            if let Err(error) = self.ask_to_lead(*successor, take, ELECTED_WITHIN).await {
                 debug!(group = %self.id(), term, successor = %successor.id, %error, "does not lead");
             }
         }
@@ -158,7 +159,12 @@ impl Group {
         offer.ok_or_else(|| self.not_leading())
     }
 
-    async fn ask_to_lead(&self, successor: Replica, take: TakeLead) -> Result<()> {
+    async fn ask_to_lead(
+        &self,
+        successor: Replica,
+        take: TakeLead,
+        deadline: Duration,
+    ) -> Result<()> {
         let route = Route {
             group: self.id(),
             from: self.replica(),
@@ -166,7 +172,7 @@ impl Group {
         };
         let call = Call {
             request: Request::TakeLead(route, take),
-            deadline: ELECTED_WITHIN,
+            deadline,
             forwarded: false,
             cluster: None,
         };
