@@ -102,6 +102,15 @@ pub fn final_error(error: Error, request: RequestId, happened: bool) -> Error {
     }
 }
 
+/// The error that the caller of a read gets at the end: what a node has said before the time ran out says more than
+/// that it ran out.
+pub fn final_error_of_read(error: Error, said_before: Option<Error>) -> Error {
+    match (error, said_before) {
+        (Error::Timeout { .. }, Some(said)) => said,
+        (error, _) => error,
+    }
+}
+
 fn redirect_wait(situation: Situation) -> Duration {
     if situation.attempts <= REDIRECTS_AT_ONCE {
         Duration::ZERO
@@ -294,6 +303,16 @@ mod tests {
             assert_eq!(after_uncertain.effect(), expected, "{error}");
             assert_eq!(final_error(error.clone(), ID, false), error);
         }
+    }
+
+    #[test]
+    fn what_was_said_before_the_time_ran_out_is_the_outcome_of_a_read() {
+        let said = not_leader(None);
+        let outcome = final_error_of_read(timeout(), Some(said.clone()));
+        assert_eq!(outcome, said);
+        assert_eq!(final_error_of_read(timeout(), None), timeout());
+        let outcome = final_error_of_read(overloaded(1), Some(said));
+        assert_eq!(outcome, overloaded(1));
     }
 
     #[test]

@@ -137,6 +137,7 @@ impl Sender {
         let mut attempts = 0;
         let mut tried_since_wait = 0;
         let mut happened = false;
+        let mut said = None;
         loop {
             attempts += 1;
             tried_since_wait += 1;
@@ -163,9 +164,10 @@ impl Sender {
             let Next::Again { target, after } = retry::next(&error, situation) else {
                 return Err(match write {
                     Some(id) => retry::final_error(error, id, happened),
-                    None => error,
+                    None => retry::final_error_of_read(error, said),
                 });
             };
+            said = Some(error);
             if !after.is_zero() {
                 tokio::time::sleep(after).await;
                 tried_since_wait = 0;
