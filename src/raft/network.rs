@@ -33,7 +33,6 @@ use openraft::raft::VoteResponse;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::sleep_until;
-use tokio_util::sync::CancellationToken;
 
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
@@ -244,20 +243,14 @@ impl RaftNetworkV2<TypeConfig> for Sender {
         let (service, route) = (Arc::clone(&self.service), self.route);
         let mut requests = input.map(convert::to_append);
         // After an error the library waits before it makes a request, and not before it opens a stream. One that
-        // were opened at once would be refused thousands of times a second, by a node without the replica. And it
-        // waits as long before the second one, unless it has the first one's answer by then.
-        let is_well = CancellationToken::new();
-        let rest = is_well.clone().cancelled_owned();
+        // were opened at once would be refused thousands of times a second, by a node without the replica.
         let answers = async move {
             match requests.next().await {
-                Some(first) => {
-                    let rest = rest.map(|()| requests).flatten_stream();
-                    service.append(route, stream::iter([first]).chain(rest).boxed())
-                }
+                Some(first) => service.append(route, stream::iter([first]).chain(requests).boxed()),
                 None => stream::empty().boxed(),
             }
         };
-        let answers = when_asked_again(answers.flatten_stream().boxed(), is_well);
+        let answers = answers.flatten_stream();
         let introducer: &'s Introducer = &self.introducer;
         let answers = answers.then(async move |answer| match answer {
             Ok(answer) => Ok(to_stream_result(answer)),
@@ -428,22 +421,6 @@ impl Drop for HeldOutgoing {
             held.until = Some(Instant::now() + OUTGOING_LINGER);
         }
     }
-}
-
-/// Says so when more is asked for behind the first answer: it has been looked at.
-fn when_asked_again<T: Send + 'static>(
-    answers: BoxStream<'static, T>,
-    said: CancellationToken,
-) -> BoxStream<'static, T> {
-    let asking = (answers, Some(said), false);
-    stream::unfold(asking, |(mut answers, mut said, has_one)| async move {
-        if let Some(said) = said.take_if(|_| has_one) {
-            said.cancel();
-        }
-        let answer = answers.next().await?;
-        Some((answer, (answers, said, true)))
-    })
-    .boxed()
 }
 
 /// Nobody takes more of a snapshot, or installs it: it must not keep its turn from others.
