@@ -84,8 +84,8 @@ impl Default for Options {
 /// Entries that one append to a follower carries at most; it is cut by bytes before that.
 const APPEND_ENTRIES_MAX: u64 = 1_024;
 /// How long a leader waits before it tries again what a follower could not be sent. One that is not made yet is there
-/// in a moment; one whose node is down costs a try a second.
-const BACKOFF: &str = "10ms 20ms 40ms ..1s";
+/// in a moment; one whose node is down costs two tries a second. When it is back, its second batch waits as long again.
+const BACKOFF: &str = "10ms 20ms 40ms ..500ms";
 /// Proposals and messages that wait for a group's core. Full: the sender waits.
 const CORE_QUEUE_MAX: u64 = 4_096;
 
