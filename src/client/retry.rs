@@ -102,11 +102,14 @@ pub fn final_error(error: Error, request: RequestId, happened: bool) -> Error {
     }
 }
 
-/// The error that the caller of a read gets at the end: what a node has said before the time ran out says more than
-/// that it ran out.
+/// The error that the caller of a read gets at the end: why a node could not answer before the time ran out says more
+/// than that it ran out. Where another node was named instead, that one did not answer in time.
 pub fn final_error_of_read(error: Error, said_before: Option<Error>) -> Error {
     match (error, said_before) {
-        (Error::Timeout { .. }, Some(said)) => said,
+        (
+            Error::Timeout { .. },
+            Some(said @ (Error::Unavailable { .. } | Error::Overloaded { .. })),
+        ) => said,
         (error, _) => error,
     }
 }
@@ -307,12 +310,14 @@ mod tests {
 
     #[test]
     fn what_was_said_before_the_time_ran_out_is_the_outcome_of_a_read() {
-        let said = not_leader(None);
+        let said = Error::unavailable("keyspace a", "placement does not answer");
         let outcome = final_error_of_read(timeout(), Some(said.clone()));
         assert_eq!(outcome, said);
-        assert_eq!(final_error_of_read(timeout(), None), timeout());
         let outcome = final_error_of_read(overloaded(1), Some(said));
         assert_eq!(outcome, overloaded(1));
+        for said in [None, Some(not_leader(Some(NodeId(2)))), Some(timeout())] {
+            assert_eq!(final_error_of_read(timeout(), said), timeout());
+        }
     }
 
     #[test]

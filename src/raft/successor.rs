@@ -62,7 +62,7 @@ impl Group {
         Ok(())
     }
 
-    /// The first that would lead, and not the first that must not.
+    /// The place of the first that would lead. Asks one after the other.
     async fn willing(&self, term: u64, candidates: &[Replica]) -> Result<usize> {
         let patience = Duration::from_millis(self.inner.config.election_timeout_min);
         let mut refused = self.not_leading();

@@ -212,9 +212,12 @@ async fn a_leader_goes_on_when_whom_it_would_hand_over_to_holds_back() {
     let landed = group.propose(term, put(1).encode()).await.unwrap();
     assert!(stand.offers.try_recv().is_err(), "it was asked to lead");
     drop(landed);
-    while group.transfer_leader(None).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    let handed_over = async {
+        while group.transfer_leader(None).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(patience, handed_over).await.unwrap();
     let offered = tokio::time::timeout(patience, stand.offers.recv()).await;
     assert_eq!(offered.unwrap(), Some(ReplicaId(3)));
 }
