@@ -1172,6 +1172,8 @@ impl Script for ShardScript {
             ["scan", ref words @ ..] => self.scan(words),
             ["gc"] => {
                 while self.machine().collect().unwrap() {}
+                let slots = self.slots.clone().unwrap();
+                while slots.clear().unwrap() {}
                 "ok".to_owned()
             }
             ["row"] => self.row(),

@@ -11,11 +11,15 @@ use std::panic::resume_unwind;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use rustix::time::ClockId;
+use rustix::time::clock_gettime;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
 use tokio::task::yield_now;
+use tokio::time::Instant;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::env::life::Life;
@@ -24,6 +28,9 @@ use crate::env::rng::Chance;
 
 /// In a simulation others get so many turns, at most, before and after offloaded work.
 const SIMULATED_TURNS: u64 = 3;
+/// Work that can wait rests so many times as long as it had to wait, but not longer than this.
+const RESTS: u32 = 3;
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// Spawns a task. It belongs to the life of the task that spawns it, if that has one.
 pub fn spawn<F>(work: F) -> JoinHandle<F::Output>
@@ -214,6 +221,37 @@ pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     }
 }
 
+/// As [`offload`], for work that can wait: afterwards it rests three times as long as it had to wait for others. So
+/// it goes on at full speed on a node with nothing else to do, and leaves a busy one to its clients; a rest is short
+/// enough that it comes to an end there too. In a simulation work takes no time.
+pub async fn background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    if rng::is_seeded() {
+        return offload(work).await;
+    }
+    let began = Instant::now();
+    let (done, worked) = offload(move || {
+        let before = processor_time();
+        let done = work();
+        (done, processor_time().saturating_sub(before))
+    })
+    .await;
+    let rest = rest_after(began.elapsed().saturating_sub(worked));
+    if !rest.is_zero() {
+        sleep(rest).await;
+    }
+    done
+}
+
+fn rest_after(waited: Duration) -> Duration {
+    (waited * RESTS).min(REST_MAX)
+}
+
+/// That this thread has had.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 async fn let_others_go_first() {
     for _ in 0..Chance.below(SIMULATED_TURNS) {
         yield_now().await;
@@ -298,5 +336,22 @@ mod tests {
     async fn a_panic_in_offloaded_work_goes_on_with_its_caller() {
         assert_eq!(offload(|| 7).await, 7);
         offload(|| panic!("in the work")).await
+    }
+
+    #[tokio::test]
+    async fn work_that_can_wait_rests_after_it_had_to_wait() {
+        let (free, held) = std::sync::mpsc::channel();
+        let began = Instant::now();
+        let holder = spawn(async move {
+            sleep(Duration::from_millis(30)).await;
+            free.send(7).unwrap();
+            began.elapsed()
+        });
+        assert_eq!(background(move || held.recv().unwrap()).await, 7);
+        // It has waited for most of that time, and not had the processor.
+        let waited = holder.await.unwrap();
+        assert!(began.elapsed() >= waited + rest_after(waited) / 2);
+        assert_eq!(rest_after(Duration::ZERO), Duration::ZERO);
+        assert_eq!(rest_after(Duration::from_secs(60)), REST_MAX);
     }
 }

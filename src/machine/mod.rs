@@ -107,8 +107,9 @@ pub trait SnapshotSource: Send + 'static {
     fn next(&mut self) -> Result<Option<Bytes>, MachineError>;
 }
 
-/// Chunks are small enough to leave room for other calls on one connection.
-pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// Chunks are small enough to leave room for other calls on one connection, and for other writes where one is
+/// stored at once.
+pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 64 * 1024;
 
 /// Opens a place for a snapshot that comes in.
 pub trait SnapshotReceiver: Send + Sync + 'static {

@@ -31,8 +31,10 @@ impl Floors {
     }
 }
 
-/// Changes after which a portion ends: one batch holds the engine's lock for all readers.
-pub const PORTION_CHANGES: usize = 4_000;
+/// Changes after which a portion ends: one batch holds the engine's lock, for all who write.
+const PORTION_CHANGES: usize = 256;
+/// Bytes looked at after which a portion ends: the replica applies nothing meanwhile.
+const PORTION_BYTES: usize = 256 * 1024;
 
 /// Where a pass goes on. A key may have more old versions than a portion takes. The floor stays that of
 /// the pass's first portion: with a higher one, a tombstone could go before all that it hides.
@@ -50,6 +52,26 @@ pub struct Collected {
     pub batch: Batch,
     /// Where to go on; `None` at the end of the range.
     pub rest: Option<Cursor>,
+}
+
+/// How much a portion has looked at.
+#[derive(Default)]
+struct Looked {
+    records: usize,
+    bytes: usize,
+}
+
+impl Looked {
+    fn at(&mut self, record: &[u8]) {
+        self.records += 1;
+        self.bytes += record.len();
+    }
+
+    fn is_enough(&self, records_max: usize, batch: &Batch) -> bool {
+        self.records >= records_max
+            || self.bytes >= PORTION_BYTES
+            || batch.changes.len() >= PORTION_CHANGES
+    }
 }
 
 /// The older versions of one key, as they come by: newest first.
@@ -98,9 +120,10 @@ pub fn versions(
         Some(cursor) => (cursor.from, cursor.floor, cursor.run),
         None => (start, floor, Run::default()),
     };
-    for (looked_at, pair) in engine.scan(&from, &end, false).enumerate() {
+    let mut looked = Looked::default();
+    for pair in engine.scan(&from, &end, false) {
         let (place, record) = pair?;
-        if looked_at >= looks || batch.changes.len() >= PORTION_CHANGES {
+        if looked.is_enough(looks, &batch) {
             let rest = Some(Cursor {
                 from: place,
                 floor,
@@ -108,6 +131,7 @@ pub fn versions(
             });
             return Ok(Collected { batch, rest });
         }
+        looked.at(&record);
         let read = Place::of(&place)?;
         if run.key != read.key {
             run.finish(engine, slot, floor, &mut batch)?;
@@ -201,9 +225,10 @@ pub fn outcomes(
     let mut batch = Batch::default();
     let (start, end) = layout::family(slot, Family::Outcome, range);
     let from = cursor.map_or(start, |cursor| cursor.from);
-    for (looked_at, pair) in engine.scan(&from, &end, false).enumerate() {
+    let mut looked = Looked::default();
+    for pair in engine.scan(&from, &end, false) {
         let (place, record) = pair?;
-        if looked_at >= looks {
+        if looked.is_enough(looks, &batch) {
             let rest = Some(Cursor {
                 from: place,
                 floor: Timestamp::ZERO,
@@ -211,6 +236,7 @@ pub fn outcomes(
             });
             return Ok(Collected { batch, rest });
         }
+        looked.at(&record);
         if forgotten(&record)? {
             batch.delete(place);
         }
@@ -253,6 +279,37 @@ mod tests {
         }
         let batch = overlay.take_batch();
         engine.write(batch).unwrap();
+    }
+
+    #[test]
+    fn a_portion_ends_after_some_bytes_and_after_some_changes() {
+        let portions = |versions: u64, bytes: usize| {
+            let engine = MemoryEngine::default();
+            for stamp in 1..=versions {
+                write(&engine, 1, stamp, Some(vec![0; bytes]));
+            }
+            let (mut portions, mut cursor) = (Vec::new(), None);
+            loop {
+                let (range, floor) = (&KeyRange::ALL, Timestamp(versions));
+                let collected = super::versions(&engine, SLOT, range, floor, cursor, usize::MAX);
+                let Collected { batch, rest } = collected.unwrap();
+                portions.push(batch.changes.len());
+                engine.write(batch).unwrap();
+                match rest {
+                    Some(rest) => cursor = Some(rest),
+                    None => return portions,
+                }
+            }
+        };
+        let few = portions(1_000, 1);
+        assert_eq!(few.iter().sum::<usize>(), 999);
+        assert!(few.iter().all(|changes| *changes <= PORTION_CHANGES));
+        let long = portions(200, 5_000);
+        assert_eq!(long.iter().sum::<usize>(), 199);
+        assert!(
+            long.iter()
+                .all(|changes| changes * 5_000 <= PORTION_BYTES + 5_000)
+        );
     }
 
     fn all_at(engine: &MemoryEngine, as_of: u64) -> Vec<read::Seen> {

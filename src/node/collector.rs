@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::env::tasks::TaskResult;
+use crate::env::tasks::background;
 use crate::env::tasks::offload;
 use crate::machine::MachineError;
 use crate::node::registry::Registry;
@@ -18,6 +19,8 @@ use crate::shard::Slots;
 const ROUND: Duration = Duration::from_secs(1);
 /// Portions of one replica in one round: the rest waits, so that one replica does not hold up others.
 const PORTIONS_MAX: usize = 64;
+/// Portions that are cleared in one round.
+const CLEARED_MAX: usize = 256;
 
 /// Runs until `stop`. A failure ends the node, since the engine is poisoned then.
 pub async fn run(
@@ -26,22 +29,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> TaskResult {
     while stop.run_until_cancelled(sleep(ROUND)).await.is_some() {
-        let (groups, slots) = (registry.groups(), Arc::clone(&slots));
-        offload(move || {
-            groups.iter().try_for_each(collect)?;
-            clear(&slots)
-        })
-        .await?;
-    }
-    Ok(())
-}
-
-/// A node whose last shard has left has keys to clear and no shard to do it for it. Blocks.
-fn clear(slots: &Slots) -> Result<(), MachineError> {
-    for _ in 0..PORTIONS_MAX {
-        if !slots.clear()? {
-            return Ok(());
-        }
+        let groups = registry.groups();
+        offload(move || groups.iter().try_for_each(collect)).await?;
+        clear(&slots, &stop).await?;
     }
     Ok(())
 }
@@ -50,6 +40,18 @@ fn clear(slots: &Slots) -> Result<(), MachineError> {
 fn collect(group: &Group) -> Result<(), MachineError> {
     for _ in 0..PORTIONS_MAX {
         if !group.collect()? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Nobody waits for it.
+async fn clear(slots: &Arc<Slots>, stop: &CancellationToken) -> Result<(), MachineError> {
+    for _ in 0..CLEARED_MAX {
+        let slots = Arc::clone(slots);
+        // A portion is never left half-way: the engine is closed behind this task.
+        if stop.is_cancelled() || !background(move || slots.clear()).await? {
             return Ok(());
         }
     }

@@ -10,6 +10,7 @@ use openraft::raft::StreamAppendError;
 use openraft::raft::StreamAppendResult;
 use openraft::raft::TransferLeaderRequest;
 
+use crate::env::tasks::background;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
@@ -120,7 +121,7 @@ impl Group {
             .map_err(machine_error)?;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
-            let (taken, back) = offload(move || (sink.chunk(chunk), sink)).await;
+            let (taken, back) = background(move || (sink.chunk(chunk), sink)).await;
             // Entries come no more until the snapshot is here.
             self.inner.hear();
             taken.map_err(machine_error)?;

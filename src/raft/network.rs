@@ -36,7 +36,7 @@ use tokio::time::sleep_until;
 
 use crate::env::mutant;
 use crate::env::mutant::Mutant;
-use crate::env::tasks::offload;
+use crate::env::tasks::background;
 use crate::error::Error;
 use crate::machine::SnapshotSource;
 use crate::raft::config::RaftVote;
@@ -442,8 +442,8 @@ async fn stalled(last: watch::Receiver<Instant>) {
     }
 }
 
-/// Reads a snapshot's chunks, each on a thread that may block, as fast as they are taken and the node may send; notes
-/// when one was taken last.
+/// Reads a snapshot's chunks, each on a thread that may block, as fast as they are taken, clients leave time for it, and
+/// the node may send; notes when one was taken last.
 fn chunks(
     source: Box<dyn SnapshotSource>,
     pace: &Arc<Pace>,
@@ -452,7 +452,7 @@ fn chunks(
     let pace = Arc::clone(pace);
     stream::unfold(Some((source, pace, taken)), |sending| async move {
         let (mut source, pace, taken) = sending?;
-        let (next, source) = offload(move || (source.next(), source)).await;
+        let (next, source) = background(move || (source.next(), source)).await;
         taken.send_replace(Instant::now());
         match next {
             Ok(Some(chunk)) => {

@@ -466,7 +466,7 @@ impl StateMachine for ShardMachine {
     fn collect(&mut self) -> Result<bool, MachineError> {
         match self.pass.take().or_else(|| self.next_pass()) {
             Some(pass) => self.collect_portion(pass).map(|()| true),
-            None => self.reader.slots().clear(),
+            None => Ok(false),
         }
     }
 

@@ -32,8 +32,10 @@ use crate::types::ReplicaId;
 
 const CLEAR_FORMAT: u8 = 1;
 
-/// Keys that one portion of clearing removes.
-const CLEARED_AT_ONCE: usize = 2_000;
+/// Keys that one portion of clearing removes: their batch holds the engine's lock.
+const CLEARED_AT_ONCE: usize = 256;
+/// Bytes of them after which a portion ends: the engine reads what it removes.
+const CLEARED_BYTES: usize = 256 * 1024;
 
 /// The slots of one node, shared by all its replicas.
 pub struct Slots {
@@ -193,11 +195,16 @@ impl Slots {
 
     fn clear_portion(&self, piece: &Piece) -> Result<(), MachineError> {
         let mut batch = Batch::default();
-        for family in Family::CLEARED {
+        let mut bytes = 0;
+        'portion: for family in Family::CLEARED {
             let (start, end) = layout::family(piece.slot, family, &piece.range);
-            let room = CLEARED_AT_ONCE - batch.changes.len();
-            for pair in self.engine.scan(&start, &end, false).take(room) {
-                batch.delete(pair?.0);
+            for pair in self.engine.scan(&start, &end, false) {
+                let (place, record) = pair?;
+                bytes += record.len();
+                batch.delete(place);
+                if batch.changes.len() >= CLEARED_AT_ONCE || bytes >= CLEARED_BYTES {
+                    break 'portion;
+                }
             }
         }
         if batch.changes.is_empty() {

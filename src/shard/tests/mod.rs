@@ -833,6 +833,33 @@ fn a_pin_holds_back_collection_and_clearing_until_it_is_dropped() {
 }
 
 #[test]
+fn clearing_goes_by_small_portions() {
+    let portions = |keys: u16, bytes: usize| {
+        let engine = memory();
+        let slots = Slots::open(engine.clone()).unwrap();
+        let slot = slots.fresh().unwrap().slot();
+        let mut batch = Batch::default();
+        for number in 0..keys {
+            let place = layout::newest(slot, &number.to_be_bytes());
+            batch.put(place, vec![1; bytes]);
+        }
+        engine.write(batch).unwrap();
+        let (start, end) = layout::family(slot, Family::Newest, &KeyRange::ALL);
+        let mut portions = Vec::new();
+        let mut left = usize::from(keys);
+        while slots.clear().unwrap() {
+            let now = Engine::scan(&*engine, &start, &end, false).count();
+            portions.push(left - now);
+            left = now;
+        }
+        assert_eq!(slots.clear_list().unwrap(), []);
+        portions
+    };
+    assert_eq!(portions(300, 1), [256, 44, 0]);
+    assert_eq!(portions(5, 100 * 1024), [3, 2, 0]);
+}
+
+#[test]
 fn pieces_of_one_slot_are_held_and_cleared_apart() {
     let engine = memory();
     let slots = Slots::open(engine.clone()).unwrap();
