@@ -17,10 +17,8 @@ use crate::shard::Slots;
 
 /// Between two rounds over all replicas.
 const ROUND: Duration = Duration::from_secs(1);
-/// Portions of one replica in one round: the rest waits, so that one replica does not hold up others.
-const PORTIONS_MAX: usize = 64;
-/// Portions that are cleared in one round.
-const CLEARED_MAX: usize = 256;
+/// Portions of one replica in one round, and of clearing: the rest waits, so that one replica does not hold up others.
+const PORTIONS_MAX: usize = 512;
 
 /// Runs until `stop`. A failure ends the node, since the engine is poisoned then.
 pub async fn run(
@@ -48,7 +46,7 @@ fn collect(group: &Group) -> Result<(), MachineError> {
 
 /// Nobody waits for it.
 async fn clear(slots: &Arc<Slots>, stop: &CancellationToken) -> Result<(), MachineError> {
-    for _ in 0..CLEARED_MAX {
+    for _ in 0..PORTIONS_MAX {
         let slots = Arc::clone(slots);
         // A portion is never left half-way: the engine is closed behind this task.
         if stop.is_cancelled() || !background(move || slots.clear()).await? {
