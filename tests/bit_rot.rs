@@ -61,6 +61,7 @@ const EAGER: &[&str] = &[
     "--log-segment-bytes=8MiB",
     "--self-check-interval=500ms",
     "--scrub-bytes-per-second=64MiB",
+    "--scrub-interval=500ms",
 ];
 
 /// A cluster with some data; the writers have stopped.

@@ -253,7 +253,7 @@ pub struct ServeFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub self_check_interval: Option<String>,
 
-    /// Stored state read in a second to compare replicas; 0 compares none [default: 4MiB]
+    /// Stored state that a node reads in a second at most to compare replicas; 0 compares none [default: 4MiB]
     #[arg(
         long,
         value_name = "SIZE",
@@ -262,6 +262,16 @@ pub struct ServeFlags {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scrub_bytes_per_second: Option<String>,
+
+    /// From the beginning of one comparison of all stored state to that of the next, at least [default: 1h]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "QUORATE_SCRUB_INTERVAL",
+        help_heading = "Tuning"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scrub_interval: Option<String>,
 
     /// Size of one log segment, 8MiB to 1GiB [default: 32MiB]
     #[arg(

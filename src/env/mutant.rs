@@ -79,6 +79,7 @@ mutants! {
     RefusedVoteCounted: "a vote that was refused counts as given",
     LeaderRestored: "a restarted leader leads on in its old term",
     BeatsWithoutCommit: "heartbeats do not say what is committed",
+    LeaderNeverMissed: "a follower does not look whether its leader is silent",
     SplitNotKnownCommitted: "a child's birth does not prove the split in the parent's log",
     RowlessForgotten: "a child with a log and without a row does not wait for its parent at a start",
     UnbornForgotten: "a child with a row and without a birth is not looked for at a start",

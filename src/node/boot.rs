@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::Engine;
 use crate::engine::EngineError;
@@ -23,8 +24,10 @@ use crate::env::mutant;
 use crate::env::mutant::Mutant;
 use crate::env::tasks::TaskSet;
 use crate::env::tasks::offload;
+use crate::env::tasks::spawn_on;
 use crate::machine::MachineError;
 use crate::machine::Membership;
+use crate::node::beats;
 use crate::node::bringer::Bringer;
 use crate::node::checkpoint::Checkpointer;
 use crate::node::checkpoint::Checkpoints;
@@ -325,6 +328,13 @@ impl Boot {
         tasks.spawn("checkpoint", |stop| checkpointer.run(waiting, stop));
         let (collected, slots) = (Arc::clone(registry), Arc::clone(slots));
         tasks.spawn("collector", |stop| collector::run(collected, slots, stop));
+        let (beating, every) = (Arc::clone(registry), self.raft.heartbeat);
+        let consensus = self.consensus.clone();
+        tasks.spawn("heartbeats", |stop| async move {
+            // Beside the groups: where requests are served they may wait for a turn.
+            let beats = spawn_on(&consensus, beats::run(beating, every, stop));
+            AbortOnDropHandle::new(beats).await?
+        });
     }
 }
 
@@ -407,6 +417,7 @@ impl Stores {
         for group in self.registry.groups() {
             group.stop().await;
         }
+        self.registry.clear();
         let engine = Arc::clone(&self.engine);
         offload(move || engine.flush()).await?;
         drop(self.wal);

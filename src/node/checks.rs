@@ -7,6 +7,7 @@ use tracing::error;
 use crate::codec::layout;
 use crate::engine::Batch;
 use crate::engine::Engine;
+use crate::env::tasks::background;
 use crate::env::tasks::offload;
 use crate::error::Error;
 use crate::error::Result;
@@ -61,7 +62,7 @@ impl Checks {
             Check::Chains => Ok(Checked::Chains(replica.reader().chains())),
             Check::Portion(portion) => {
                 let (reader, group) = (replica.reader().clone(), GroupId::Shard(name.shard));
-                let hashed = offload(move || reader.hash_portion(&portion)).await;
+                let hashed = background(move || reader.hash_portion(&portion)).await;
                 match hashed {
                     Ok(hashed) => Ok(Checked::Portion(hashed.hash)),
                     Err(ReadError::Machine(error)) => {

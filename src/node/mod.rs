@@ -35,6 +35,7 @@ pub mod routes;
 pub mod router;
 pub mod checkpoint;
 pub mod collector;
+pub mod beats;
 pub mod verdict;
 pub mod checks;
 pub mod opener;

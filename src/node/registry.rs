@@ -151,6 +151,14 @@ impl Registry {
         self.read().out.get(&replica).copied().unwrap_or(false)
     }
 
+    /// Lets go of all replicas, of which nothing runs any more: they reach each other through here, and would keep each
+    /// other in memory.
+    pub fn clear(&self) {
+        let hosted = std::mem::take(&mut *self.write());
+        // Not under the lock: the last ones to go may ask for others.
+        drop(hosted);
+    }
+
     /// Has whoever waits for a replica look again.
     pub fn notice(&self) {
         self.news.send_modify(|count| *count += 1);

@@ -30,7 +30,7 @@ use tracing::info;
 use tracing::warn;
 
 use crate::env::tasks::TaskResult;
-use crate::env::tasks::offload;
+use crate::env::tasks::background;
 use crate::error::Error;
 use crate::error::Result;
 use crate::machine::MachineError;
@@ -73,16 +73,19 @@ const PORTION_ATTEMPTS: usize = 5;
 const PORTION_PAUSE: Duration = Duration::from_millis(200);
 /// The place is noted as often: an engine that nobody writes to is left in peace.
 const NOTE_INTERVAL: Duration = Duration::from_secs(30);
-/// Between two rounds through everything that is led from here, at least.
-const ROUND_PAUSE: Duration = Duration::from_secs(10);
+/// Between two looks of a node that leads nothing.
+const IDLE_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a node may choose about comparing.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Between two comparisons of what replicas have applied.
     pub interval: Duration,
-    /// Bytes of stored state that this node reads in a second to compare them; 0 compares none.
+    /// Bytes of stored state that a node reads in a second, at most, to compare them: of its own and, for those that
+    /// lead elsewhere, of as many as others read for it. 0 compares none.
     pub scrub_bytes_per_s: u64,
+    /// From the beginning of one round through all that is led from here to that of the next, at least.
+    pub scrub_interval: Duration,
 }
 
 /// What was found of one portion.
@@ -256,17 +259,22 @@ impl SelfCheck {
             return Ok(());
         }
         let mut noted = (self.checks.scrubbed_up_to().await?, Instant::now());
-        let mut next = noted.0.clone();
+        let (mut next, mut began) = (noted.0.clone(), Instant::now());
         loop {
-            let went_on = stop.run_until_cancelled(self.scrub_on(next, rate));
+            let led = self.led();
+            let idle = led.is_empty();
+            let went_on = stop.run_until_cancelled(self.scrub_on(led, next, rate));
             let Some(reached) = went_on.await else {
                 return Ok(());
             };
-            let pause = if reached.is_none() {
-                ROUND_PAUSE
-            } else {
-                Duration::ZERO
+            let pause = match &reached {
+                Some(_) => Duration::ZERO,
+                None if idle => IDLE_PAUSE,
+                None => self.options.scrub_interval.saturating_sub(began.elapsed()),
             };
+            if reached.is_none() {
+                began = Instant::now() + pause;
+            }
             next = reached.unwrap_or_default();
             if next != noted.0 && noted.1.elapsed() >= NOTE_INTERVAL {
                 self.checks.note_scrubbed(next.clone()).await?;
@@ -278,14 +286,15 @@ impl SelfCheck {
         }
     }
 
-    /// Compares the next portion from a key on; gives where to go on, `None` at the end.
-    async fn scrub_on(&self, from: Key, rate: u64) -> Option<Key> {
+    /// Compares the next portion from a key on, of what is led from here; gives where to go on, `None` at the end.
+    async fn scrub_on(&self, led: Vec<Replica>, from: Key, rate: u64) -> Option<Key> {
         let behind = |replica: &Replica| {
             let range = &replica.reader().row().descriptor.range;
             range.end.as_ref().is_none_or(|end| *end > from)
         };
-        let replica = self.led().into_iter().find(behind)?;
-        let end = replica.reader().row().descriptor.range.end.clone();
+        let replica = led.into_iter().find(behind)?;
+        let descriptor = replica.reader().descriptor();
+        let end = descriptor.range.end;
         let began = Instant::now();
         let (bytes, reached) = match self.scrub_portion(&replica, &from).await {
             Ok(Some((portion, bytes))) => (bytes, portion.range.end),
@@ -296,7 +305,9 @@ impl SelfCheck {
                 (PORTION_BYTES, end)
             }
         };
-        let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        // Every replica reads as much.
+        let read = bytes * descriptor.replicas.len() as u64;
+        let due = Duration::from_secs_f64(read as f64 / rate as f64);
         sleep(due.saturating_sub(began.elapsed())).await;
         reached
     }
@@ -375,7 +386,7 @@ impl SelfCheck {
         from: &Key,
     ) -> Result<Option<Compared>, ReadError> {
         let (reader, from) = (replica.reader().clone(), from.clone());
-        let read = offload(move || {
+        let read = background(move || {
             let Some(portion) = reader.portion_from(&from, PORTION_BYTES)? else {
                 return Ok(None);
             };

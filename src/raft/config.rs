@@ -25,6 +25,7 @@ openraft::declare_raft_types!(
 );
 
 pub(super) type Raft = openraft::Raft<TypeConfig, crate::raft::state_machine::Applier>;
+pub(super) type Metrics = openraft::RaftMetrics<TypeConfig>;
 pub(super) type Entry = openraft::alias::EntryOf<TypeConfig>;
 pub(super) type LogId = openraft::alias::LogIdOf<TypeConfig>;
 pub(super) type RaftVote = openraft::alias::VoteOf<TypeConfig>;

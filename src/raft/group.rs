@@ -34,6 +34,7 @@ use crate::machine::Applied;
 use crate::machine::MachineError;
 use crate::machine::StateMachine;
 use crate::raft::config::Command;
+use crate::raft::config::Metrics;
 use crate::raft::config::Options;
 use crate::raft::config::Raft;
 use crate::raft::config::TypeConfig;
@@ -545,13 +546,22 @@ impl Inner {
         let raft = self.raft();
         let id = replica?;
         let metrics = raft.metrics();
-        let node = metrics
-            .borrow_watched()
-            .membership_config
-            .membership()
-            .get_node(&id)
-            .copied()?;
-        Some(Replica { id, node })
+        located(&metrics.borrow_watched(), id)
+    }
+
+    /// The term, and who leads in it.
+    fn leadership_in(&self, now: &Metrics) -> Result<(u64, Leadership), Fatal<TypeConfig>> {
+        now.running_state.clone()?;
+        let term = now.current_term;
+        let leads =
+            now.state == openraft::ServerState::Leader && now.current_leader == Some(self.replica);
+        let leadership = match leads {
+            true => Leadership::Leading { term },
+            false => Leadership::Following {
+                leader: now.current_leader.and_then(|id| located(now, id)),
+            },
+        };
+        Ok((term, leadership))
     }
 
     /// Follows the library's state; reopens the group when the library has failed.
@@ -577,33 +587,29 @@ impl Inner {
         }
     }
 
-    /// Publishes who leads until the library fails; returns why.
+    /// Publishes who leads until the library fails; returns why. Wakes at each step of the library's core, so it
+    /// copies nothing of what it looks at.
     async fn follow(&self) -> String {
         let mut metrics = self.raft().metrics();
         loop {
-            let now = metrics.borrow_and_update().clone();
-            if let Err(fatal) = now.running_state {
-                return fatal.to_string();
-            }
-            let leads = now.state == openraft::ServerState::Leader
-                && now.current_leader == Some(self.replica);
-            let leadership = match leads {
-                true => Leadership::Leading {
-                    term: now.current_term,
-                },
-                false => Leadership::Following {
-                    leader: self.locate(now.current_leader),
-                },
+            let seen = self.leadership_in(&metrics.borrow_and_update());
+            let (term, leadership) = match seen {
+                Ok(seen) => seen,
+                Err(fatal) => return fatal.to_string(),
             };
-            self.leadership.send_if_modified(|known| {
+            let has_changed = self.leadership.send_if_modified(|known| {
                 let changed = *known != leadership;
-                if changed {
-                    metrics::leader_changed();
-                    info!(group = %self.group, replica = %self.replica, term = now.current_term, ?leadership, "leadership");
-                }
                 *known = leadership;
                 changed
             });
+            if has_changed {
+                metrics::leader_changed();
+                info!(group = %self.group, replica = %self.replica, term, ?leadership, "leadership");
+            }
+            if has_changed && matches!(leadership, Leadership::Leading { .. }) {
+                // It may serve when a majority has answered. Fails only when the core ends, which is seen below.
+                let _ = self.raft().trigger().heartbeat().await;
+            }
             if metrics.changed().await.is_err() {
                 return "its core has gone".to_string();
             }
@@ -631,6 +637,12 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+fn located(now: &Metrics, id: ReplicaId) -> Option<Replica> {
+    let membership = now.membership_config.membership();
+    let node = membership.get_node(&id).copied()?;
+    Some(Replica { id, node })
 }
 
 /// Keeps the compiler honest: a group may be asked from any task.

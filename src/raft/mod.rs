@@ -36,6 +36,7 @@
 //! The votes of a term are asked for beforehand (pre-vote, Ongaro's thesis, section 9.6), so that a node
 //! that was cut off does not disturb a healthy leader on its return.
 
+mod beats;
 mod config;
 mod convert;
 mod group;

@@ -249,6 +249,7 @@ pub async fn start(options: Options, machine: Machine) -> Result<Running, StartE
         selfcheck: selfcheck::Options {
             interval: options.self_check_interval,
             scrub_bytes_per_s: options.scrub_bytes_per_second.0,
+            scrub_interval: options.scrub_interval,
         },
         labels: options.labels.0.clone(),
         role: options.role,

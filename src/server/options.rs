@@ -80,8 +80,11 @@ pub struct Options {
     /// How often the replicas of a shard compare what they have applied. Default 10 s.
     #[serde(with = "human_duration")]
     pub self_check_interval: Duration,
-    /// Stored state that is read in a second to compare replicas; 0 compares none. Default 4 MiB.
+    /// Stored state that a node reads in a second at most to compare replicas; 0 compares none. Default 4 MiB.
     pub scrub_bytes_per_second: Bytes,
+    /// From the beginning of one comparison of all stored state to that of the next, at least. Default 1 h.
+    #[serde(with = "human_duration")]
+    pub scrub_interval: Duration,
     /// Size of one log segment. Default 32 MiB.
     pub log_segment_bytes: Bytes,
     /// Segments kept ready, filled with zeros. Default 2.
@@ -124,6 +127,7 @@ impl Default for Options {
             checkpoint_interval: Duration::from_secs(5),
             self_check_interval: Duration::from_secs(10),
             scrub_bytes_per_second: Bytes::mebi(4),
+            scrub_interval: Duration::from_secs(3_600),
             log_segment_bytes: Bytes::mebi(32),
             log_spare_segments: 2,
             log_cache_bytes: Bytes::mebi(64),
@@ -280,6 +284,7 @@ impl Options {
             ("heartbeat_interval", self.heartbeat_interval),
             ("checkpoint_interval", self.checkpoint_interval),
             ("self_check_interval", self.self_check_interval),
+            ("scrub_interval", self.scrub_interval),
         ];
         for (key, value) in positive {
             if value < millisecond {

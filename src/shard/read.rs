@@ -12,8 +12,7 @@ use std::sync::RwLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
-use sha2::Digest;
-use sha2::Sha256;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::engine::Engine;
 use crate::env::mutant;
@@ -26,6 +25,7 @@ use crate::mvcc::read;
 use crate::mvcc::read::Limits;
 use crate::mvcc::read::Portion;
 use crate::shard::chain::Marks;
+use crate::shard::portion::hash_all;
 use crate::shard::row::Row;
 use crate::shard::slots::Slots;
 use crate::shard::walk::Walk;
@@ -306,20 +306,12 @@ impl ShardReader {
     /// readers and writes go on.
     pub fn state_hash(&self) -> Result<StateHash, MachineError> {
         let mut walk = Walk::begin(self);
-        let mut hash = Sha256::new();
-        hash.update(walk.row().without_places().encode());
-        while let Some(pairs) = walk.portion()? {
-            for (place, record) in pairs {
-                hash.update((place.len() as u64).to_be_bytes());
-                hash.update(&place);
-                hash.update((record.len() as u64).to_be_bytes());
-                hash.update(&record);
-            }
-        }
-        let first = hash.finalize()[..8].try_into();
+        let mut hash = Xxh3::new();
+        hash.update(&walk.row().without_places().encode());
+        let hashed = hash_all(&mut walk, hash)?;
         Ok(StateHash {
             position: walk.row().applied.position,
-            hash: u64::from_be_bytes(first.expect("the hash has 32 bytes")),
+            hash: hashed.hash,
         })
     }
 

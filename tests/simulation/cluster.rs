@@ -215,8 +215,7 @@ impl Cluster {
             let Some(node) = seat.node.take_if(|node| node.steps.ended().is_cancelled()) else {
                 continue;
             };
-            node.life.end();
-            *lock(&node.opened) = None;
+            node.end();
             let failure = lock(&node.failure).take();
             let (how, back_after) = seat
                 .doom
@@ -334,8 +333,19 @@ impl Drop for Cluster {
         for seat in &mut self.seats {
             if let Some(node) = seat.node.take() {
                 node.steps.end();
-                node.life.end();
+                node.end();
             }
+        }
+    }
+}
+
+impl Node {
+    /// Nothing of it is given a turn any more, or kept in memory.
+    fn end(&self) {
+        self.life.end();
+        let opened = lock(&self.opened).take();
+        if let Some(opened) = opened {
+            opened.registry.clear();
         }
     }
 }
@@ -424,6 +434,7 @@ impl Seat {
             selfcheck: selfcheck::Options {
                 interval: Duration::from_secs(2),
                 scrub_bytes_per_s: 1024 * 1024,
+                scrub_interval: Duration::from_secs(10),
             },
             labels: Labels::new(),
             role: Role::Both,
