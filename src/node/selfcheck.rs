@@ -2,9 +2,9 @@
 //!
 //! **What is compared.** Every few seconds the rolling hash of what each replica has applied, at a position
 //! that all remember: it costs a call for each follower and finds a replica that has done something else,
-//! whenever that was. And all the while, slowly, what each has stored, a portion of keys at a time: it finds
-//! what has rotted at rest, also where it cannot be read at all. Both go on for as long as the node runs; a start goes on where the last portion
-//! was noted.
+//! whenever that was. And slowly, in a round through everything each hour, what each has stored, a portion of
+//! keys at a time: it finds what has rotted at rest, also where it cannot be read at all. Both go on for as
+//! long as the node runs; a start goes on where the last portion was noted.
 //!
 //! **What becomes of the odd one** (`verdict.rs` says which it is). It stops serving at once and says so to
 //! its node's log and metrics. Then its own node has it replaced, step by step, and tries each until it is
