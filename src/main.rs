@@ -12,7 +12,7 @@ use quorate::wire::channel::GrpcChannel;
 use tikv_jemallocator::Jemalloc;
 
 /// The engine makes and drops pages of many sizes all the time, on all threads: while a cluster grows, 17 % of a node's
-/// processor time goes into the C library's allocator (`perf` beside `benches/growth.rs`). This one takes less, and
+/// processor time goes into the C library's allocator (`perf` beside `benches/growth.rs`). This one also
 /// gives back what a burst of requests has left (`tests/hostile.rs`).
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
